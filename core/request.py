@@ -1,0 +1,82 @@
+"""``InferenceRequest``: what every dialect becomes before the mux sees it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Size = tuple[int, int]  # (width, height) in pixels
+
+
+class Task(StrEnum):
+    GENERATE = "generate"
+    EDIT = "edit"
+    SEGMENT = "segment"
+    DETECT = "detect"
+    DEPTH = "depth"
+    EMBED = "embed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    """A decoded picture: 8-bit RGB, rows top to bottom, upright (EXIF applied), alpha flattened.
+
+    Decoded at the edge, so a broken file is the caller's 422 and never costs device time.
+
+    pixels: ``width * height * 3`` bytes.
+    digest: names the content; equal digests mean equal pixels. Caches are keyed by it.
+    """
+
+    pixels: bytes = field(repr=False)
+    width: int
+    height: int
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.pixels) != self.width * self.height * 3:
+            raise ValueError(f"{len(self.pixels)} bytes are not {self.width}x{self.height} RGB")
+
+    @property
+    def size(self) -> Size:
+        return self.width, self.height
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceRequest:
+    """One picture to make, with every default filled in; built by ``PipelineSpec.request``.
+
+    size:       what the caller gets, in pixels.
+    canvas:     what the model runs at: ``size`` rounded up to the model's multiple.
+    reference_sizes: the size at which each input image enters the model as a reference.
+    condition_sizes: the size at which each input image is shown to the text encoder.
+    steps:      denoising steps, >= 1.
+    cfg:        true classifier-free guidance scale; 1.0 means unguided.
+    seed:       0 ... 2**32 - 1.
+    tokens:     transformer tokens of one forward of this row (both rows when guided).
+    timeout:    seconds from submission to the last useful moment of an answer; None is no limit.
+    """
+
+    id: str
+    task: Task
+    model: str
+    prompt: str = field(repr=False)
+    negative_prompt: str = field(default=" ", repr=False)
+    images: tuple[Image, ...] = ()
+    size: Size
+    canvas: Size
+    reference_sizes: tuple[Size, ...] = ()
+    condition_sizes: tuple[Size, ...] = ()
+    steps: int
+    cfg: float
+    seed: int
+    tokens: int
+    adapters: tuple[tuple[str, float], ...] = ()
+    timeout: float | None = None
+
+    @property
+    def guided(self) -> bool:
+        return self.cfg > 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that waiting costs: pixels and text."""
+        pixels = sum(len(image.pixels) for image in self.images)
+        return pixels + len(self.prompt) + len(self.negative_prompt)

@@ -1,0 +1,39 @@
+"""The port between the edges and whatever computes: ``submit`` and a look at its health."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from core.request import InferenceRequest
+from core.result import InferenceResult, OnProgress
+
+
+class Submit(Protocol):
+    """THE port. Raises ``ServingError``; cancelling the awaiting task cancels the job."""
+
+    async def __call__(
+        self, request: InferenceRequest, on_progress: OnProgress | None = None
+    ) -> InferenceResult: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """What a probe sees. ``state`` is loading | ready | draining | failed.
+
+    ``detail`` is one sentence for a person: what is loading, or what went wrong and how to mend it.
+    """
+
+    state: str
+    model: str
+    detail: str = ""
+    gpu_available: bool = False
+    lightning_enabled: bool = False
+    counts: dict[str, int] = field(default_factory=dict)  # the accounting identity, by state
+    caches: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+
+class HealthProbe(Protocol):
+    def __call__(self) -> Health: ...
