@@ -4,11 +4,22 @@ A bad value stops start-up with a sentence that names the variable. An empty val
 The README's table is generated from this class: the description is the documentation.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class Settings(BaseSettings):
@@ -29,14 +40,21 @@ class Settings(BaseSettings):
     api_workers: int = Field(1, ge=1, description="server processes; one process owns one device")
 
     # Model
-    default_model: str = Field("qwen-image-edit-2509", description="registry name or alias to serve")
-    model_dir: Path | None = Field(
+    default_model: str = Field(
+        "qwen-image-edit-2509",
+        validation_alias=AliasChoices("default_model", "model_id"),
+        description="registry name, hub id or alias to serve (DEFAULT_MODEL, else MODEL_ID)",
+    )
+    model_dir: UserPath | None = Field(
         None, description="folder of the default model's checkpoint, instead of its hub id"
     )
     local_only: bool = Field(False, description="1 never asks a model hub for anything")
-    cache_dir: Path = Field(
-        Path("~/.cache/batchmux"), description="where the built-in pocket checkpoint is built"
+    cache_dir: UserPath = Field(
+        Path("~/.cache/batchmux"),
+        validate_default=True,
+        description="where the built-in pocket checkpoint is built",
     )
+    hf_token: SecretStr | None = Field(None, description="token for gated or private checkpoints")
     precision_mode: Literal["bf16", "fp32"] = Field(
         "bf16", description="number format of the weights on a GPU; a CPU always computes in fp32"
     )
@@ -87,8 +105,12 @@ class Settings(BaseSettings):
     max_queue_mb: int = Field(
         1024, ge=1, description="most memory of waiting requests in MiB; further ones are refused with 429"
     )
-    request_timeout_seconds: float = Field(600, gt=0, description="deadline of a request that names none")
-    drain_seconds: float = Field(60, ge=0, description="time that accepted work gets after SIGTERM")
+    request_timeout_seconds: float = Field(
+        600, gt=0, le=86_400, description="deadline of a request that names none"
+    )
+    drain_seconds: float = Field(
+        60, ge=0, le=86_400, description="time that accepted work gets after SIGTERM"
+    )
 
     # Images
     max_body_mb: int = Field(40, ge=1, description="largest request body in MiB")
@@ -97,12 +119,7 @@ class Settings(BaseSettings):
     output_format: Literal["png", "jpeg", "webp"] = Field(
         "png", description="format of results when a request names none"
     )
-    codec_threads: int = Field(
-        4,
-        ge=1,
-        validation_alias=AliasChoices("codec_threads", "api_executor_workers"),
-        description="threads that decode and encode images (API_EXECUTOR_WORKERS is understood too)",
-    )
+    codec_threads: int = Field(4, ge=1, le=32, description="threads that decode and encode images")
     fetch_allow_hosts: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
         description="host:port, comma-separated: may be named by image_url although private",
@@ -112,7 +129,7 @@ class Settings(BaseSettings):
     )
 
     # RunPod worker and local test
-    output_dir: Path | None = Field(
+    output_dir: UserPath | None = Field(
         None, description="folder in which --test_input saves before and after pictures (default: out)"
     )
     max_output_mb: float = Field(
@@ -134,12 +151,48 @@ class Settings(BaseSettings):
         "INFO", description="least severe log line to print"
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _strip(cls, value: object) -> object:
+        return value.strip() if isinstance(value, str) else value
+
+    @field_validator("precision_mode", "batch_join", "batch_order", "output_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
     @field_validator("fetch_allow_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
-        if isinstance(value, str):
-            return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
+        if not isinstance(value, str):
+            return value
+        pairs = frozenset(part.strip().lower() for part in value.split(",") if part.strip())
+        for pair in pairs:
+            host, colon, port = pair.rpartition(":")
+            if not (host and colon and port.isdecimal()):
+                raise ValueError("each entry must be host:port, such as files.internal:8080")
+        return pairs
+
+    @field_validator("api_workers")
+    @classmethod
+    def _one_process(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError("one process owns one device here; set it to 1 and start one worker per GPU")
         return value
+
+
+# Settings of the seed's worker that change the picture or the memory, and that this version does
+# not have. Ignoring them would be a lie; a false value is what this version does anyway.
+_UNBUILT = {
+    "USE_LIGHTNING_LORA": "Lightning is not in this version; set it to 0",
+    "INT8_CPU_OFFLOAD": "8-bit is not in this version; set it to 0",
+    "GPU_MAX_GIB": "a memory ceiling is not in this version; unset it",
+}
 
 
 class BadSettings(Exception):
@@ -148,11 +201,29 @@ class BadSettings(Exception):
 
 def load() -> Settings:
     """Read the environment. Raises ``BadSettings``."""
+    given = {k: v for k, v in dotenv_values(".env").items() if v} | dict(os.environ)
+    for name, value in given.items():
+        # The libraries that read these look at the process environment only, never at .env.
+        if value and name.startswith(("HF_", "HUGGINGFACE_", "RUNPOD_")):
+            os.environ.setdefault(name, value)
+    lines = [
+        f"{name}: {remedy}"
+        for name, remedy in _UNBUILT.items()
+        if given.get(name, "").strip().lower() not in {"", "0", "false", "no", "off"}
+    ]
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        lines = [
-            f"{str(e['loc'][0]).upper()}: {e['msg']}"
-            for e in error.errors(include_url=False, include_input=False)
-        ]
-        raise BadSettings("\n".join(lines)) from None
+        wrong = error.errors(include_url=False, include_input=False)
+        lines += [f"{_variable(str(e['loc'][0]), given)}: {e['msg']}" for e in wrong]
+    if lines:
+        raise BadSettings("\n".join(lines))
+    return settings
+
+
+def _variable(location: str, given: dict[str, str]) -> str:
+    """The name by which the operator set it: a field may answer to several."""
+    field = Settings.model_fields.get(location)
+    alias = field.validation_alias if field else None
+    names = [str(c) for c in alias.choices] if isinstance(alias, AliasChoices) else [location]
+    return next((n.upper() for n in names if given.get(n.upper())), location.upper())

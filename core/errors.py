@@ -25,7 +25,13 @@ class ServingError(Exception):
     retryable: bool = False
 
     def __init__(
-        self, code: str, message: str, *, param: str | None = None, retry_after: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        retryable: bool | None = None,
     ) -> None:
         if code not in self.codes:
             raise ValueError(f"{type(self).__name__} has no code {code!r}")
@@ -33,13 +39,28 @@ class ServingError(Exception):
         self.code = code
         self.message = message
         self.param = param  # the field at fault, where there is one
-        self.retry_after = retry_after  # seconds, 0 < value <= 120
+        # Seconds. Never longer than two minutes: clients that obey would seem to hang.
+        self.retry_after = None if retry_after is None else min(max(retry_after, 1.0), 120.0)
+        if retryable is not None:
+            self.retryable = retryable  # e.g. not_ready because of a fault that cannot mend itself
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling between processes with every field intact, whatever the subclass takes."""
+        return _rebuild, (type(self), self.__dict__)
 
     def __str__(self) -> str:
         return self.message
 
 
+def _rebuild(kind: type[ServingError], fields: dict[str, object]) -> ServingError:
+    error = kind.__new__(kind, fields["code"], fields["message"])
+    error.__dict__.update(fields)
+    return error
+
+
 class RequestError(ServingError):
+    """The caller's fault; the same request fails again."""
+
     codes = frozenset(
         {
             "invalid_json",
@@ -82,8 +103,8 @@ class CapacityError(ServingError):
 
 class OutOfDeviceMemory(CapacityError):
     def __init__(self, message: str = "the device ran out of memory; ask for a smaller image") -> None:
-        super().__init__("gpu_out_of_memory", message)
-        self.retryable = False  # the same request meets the same memory
+        # Not retryable: the same request meets the same memory.
+        super().__init__("gpu_out_of_memory", message, retryable=False)
 
 
 class ExecutionError(ServingError):
@@ -94,8 +115,7 @@ class DeviceLost(ExecutionError):
     """The device, or the thread that drives it, is gone for good: the process must be replaced."""
 
     def __init__(self, message: str = "the device stopped working; the worker is restarting") -> None:
-        super().__init__("device_lost", message)
-        self.retryable = True
+        super().__init__("device_lost", message, retryable=True)
 
 
 class UpstreamError(ServingError):

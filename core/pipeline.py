@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from core.errors import RequestError
-from core.request import Image, InferenceRequest, Size, Task
+from core.request import SEED_MAX, Image, InferenceRequest, Size, Task
 from core.result import InferenceResult
 
 
@@ -42,6 +42,7 @@ class BatchKey:
         )
 
 
+MAX_TIMEOUT = 86_400.0  # seconds
 Number = TypeVar("Number", int, float)
 
 
@@ -143,18 +144,14 @@ class PipelineSpec:
                 "images", f"{self.name} edits 1 to {self.max_images} images; {len(images)} were given"
             )
         for image in images:
-            aspect = max(image.size) / min(image.size)
-            if aspect > self.max_aspect:
-                raise _invalid(
-                    "images",
-                    f"an image of {image.width}x{image.height} is over the limit of "
-                    f"{self.max_aspect:g}:1; crop it",
-                )
+            self._check_aspect("images", image.size)
         steps = self.steps if steps is None else _within("steps", steps, 1, self.max_steps)
         cfg = self.cfg if cfg is None else float(_within("cfg", cfg, 0.0, self.max_cfg))
         if seed is None or seed == -1:
             seed = secrets.randbelow(2**32)
-        _within("seed", seed, 0, 2**32 - 1)
+        _within("seed", seed, 0, SEED_MAX)
+        if timeout is not None:
+            _within("timeout", timeout, 0.001, MAX_TIMEOUT)
         size = self._size(width, height, images)
         canvas = (_round_up(size[0], self.patch), _round_up(size[1], self.patch))
         references = tuple(fit_area(i.size, self.reference_area, self.reference_multiple) for i in images)
@@ -182,6 +179,10 @@ class PipelineSpec:
     def _check_text(self, field: str, text: str, *, empty_allowed: bool) -> None:
         if not empty_allowed and not text.strip():
             raise _invalid(field, f"{field} is empty; say what to do")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _invalid(field, f"{field} holds half a character pair; send valid Unicode") from None
         if len(text) > self.max_prompt_chars:
             raise _invalid(
                 field,
@@ -193,7 +194,10 @@ class PipelineSpec:
         source = images[-1].size if images else (1, 1)
         if width is None and height is None:
             fitted = fit_area(source, self.output_area, self.reference_multiple)
-            # A long, thin input must not push a default the caller never chose over the limit.
+            if max(fitted) > self.max_side:
+                # A long, thin input: less area keeps its aspect under the limit.
+                area = round(self.output_area * (self.max_side / max(fitted)) ** 2)
+                fitted = fit_area(source, area, self.reference_multiple)
             return (
                 min(max(fitted[0], self.min_side), self.max_side),
                 min(max(fitted[1], self.min_side), self.max_side),
@@ -205,17 +209,30 @@ class PipelineSpec:
             height = max(1, round(width * source[1] / source[0]))
         _within("width", width, self.min_side, self.max_side)
         _within("height", height, self.min_side, self.max_side)
+        self._check_aspect("width", (width, height))
         return width, height
+
+    def _check_aspect(self, field: str, size: Size) -> None:
+        if max(size) > self.max_aspect * min(size):
+            raise _invalid(
+                field,
+                f"{size[0]}x{size[1]} is over the limit of {self.max_aspect:g}:1; bring the sides closer",
+            )
 
 
 class Catalog:
-    """The models this process may serve, by name and alias, and which one is meant when none is named."""
+    """The models this process may serve, by name, source and alias, and the one meant when none is named.
+
+    Raises ``ValueError`` when two rows share a name, ``RequestError`` for an unknown default.
+    """
 
     def __init__(self, specs: Iterable[PipelineSpec], default: str) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        self._names = {name.lower(): name for name in self._specs}
+        self._names: dict[str, str] = {}
         for spec in self._specs.values():
-            self._names.update((alias.lower(), spec.name) for alias in spec.aliases)
+            for name in (spec.name, spec.source, *spec.aliases):
+                if self._names.setdefault(name.lower(), spec.name) != spec.name:
+                    raise ValueError(f"{name!r} names both {self._names[name.lower()]} and {spec.name}")
         self.default = self.get(default)
 
     def get(self, name: str | None) -> PipelineSpec:
@@ -254,7 +271,9 @@ def _round_up(value: int, multiple: int) -> int:
 
 def _within(field: str, value: Number, low: Number, high: Number) -> Number:
     if not low <= value <= high:  # also refuses NaN
-        raise _invalid(field, f"{field} {value:g} is outside {low:g} to {high:g}; choose one inside")
+        # A number of a thousand digits is not worth repeating, and cannot be made a float.
+        shown = f" {value}" if abs(value) < 1e15 or value != value else ""
+        raise _invalid(field, f"{field}{shown} is outside {low} to {high}; choose one inside")
     return value
 
 

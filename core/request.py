@@ -1,9 +1,11 @@
 """``InferenceRequest``: what every dialect becomes before the mux sees it."""
 
+import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 Size = tuple[int, int]  # (width, height) in pixels
+SEED_MAX = 2**63 - 1  # clients send nanosecond clocks; torch takes any 64-bit seed
 
 
 class Task(StrEnum):
@@ -22,7 +24,10 @@ class Image:
     Decoded at the edge, so a broken file is the caller's 422 and never costs device time.
 
     pixels: ``width * height * 3`` bytes.
-    digest: names the content; equal digests mean equal pixels. Caches are keyed by it.
+    digest: names the content; equal digests mean equal pictures. Caches are keyed by it, so one
+    is made from the pixels when none is given (the edge gives a cheaper one, of the encoded file).
+
+    Raises ``ValueError`` when there is no pixel, or not ``width * height`` of them.
     """
 
     pixels: bytes = field(repr=False)
@@ -31,8 +36,12 @@ class Image:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if len(self.pixels) != self.width * self.height * 3:
+        if min(self.width, self.height) < 1 or len(self.pixels) != self.width * self.height * 3:
             raise ValueError(f"{len(self.pixels)} bytes are not {self.width}x{self.height} RGB")
+        if not self.digest:
+            content = hashlib.sha256(b"%dx%d:" % self.size)
+            content.update(self.pixels)
+            object.__setattr__(self, "digest", content.hexdigest())
 
     @property
     def size(self) -> Size:
@@ -49,7 +58,7 @@ class InferenceRequest:
     condition_sizes: the size at which each input image is shown to the text encoder.
     steps:      denoising steps, >= 1.
     cfg:        true classifier-free guidance scale; 1.0 means unguided.
-    seed:       0 ... 2**32 - 1.
+    seed:       0 ... SEED_MAX.
     tokens:     transformer tokens of one forward of this row (both rows when guided).
     timeout:    seconds from submission to the last useful moment of an answer; None is no limit.
     """

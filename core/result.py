@@ -38,4 +38,5 @@ class Progress:
     position: int | None = None  # jobs ahead in the queue, while queued
 
 
+# Called on the device thread: it must not block. What it raises is logged and dropped.
 OnProgress = Callable[[Progress], None]

@@ -35,5 +35,14 @@ class Health:
         return self.state == "ready"
 
 
+class Admit(Protocol):
+    """Refuse early: asked before a body is read or an image fetched, so that overload costs nothing.
+
+    Raises the ``CapacityError`` that ``submit`` would raise now.
+    """
+
+    def __call__(self) -> None: ...
+
+
 class HealthProbe(Protocol):
     def __call__(self) -> Health: ...

@@ -52,7 +52,11 @@ def test_one_given_side_takes_the_other_from_the_input() -> None:
         ({"height": 1, "width": 512}, "height"),
         ({"steps": 0}, "steps"),
         ({"cfg": float("nan")}, "cfg"),
-        ({"seed": 2**32}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 10**400}, "seed"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"width": 2048, "height": 64}, "width"),
         ({"images": ()}, "images"),
         ({"images": (PICTURE,) * 4}, "images"),
         ({"images": (Image(pixels=bytes(300), width=100, height=1),)}, "images"),
@@ -74,6 +78,23 @@ def test_steps_and_cfg_divide_batches_only_when_rows_start_together() -> None:
     assert BatchKey.of(short, together=True) != BatchKey.of(long, together=True)
 
 
+@pytest.mark.parametrize("size", [(800, 100), (100, 790)])
+def test_a_long_thin_input_keeps_its_aspect(size: tuple[int, int]) -> None:
+    """Clamping one side alone would squeeze the picture."""
+    picture = Image(pixels=bytes(3 * size[0] * size[1]), width=size[0], height=size[1])
+    width, height = ask(images=(picture,)).size
+    assert max(width, height) <= SPEC.max_side
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.1)
+
+
+def test_pictures_without_a_digest_get_one_of_their_own() -> None:
+    """Two users' pictures must never share cached latents; nor may one reshaped."""
+    flat, tall = (Image(pixels=bytes(18), width=w, height=h) for w, h in ((3, 2), (2, 3)))
+    assert flat.digest != tall.digest
+    with pytest.raises(ValueError, match="0x0"):
+        Image(pixels=b"", width=0, height=0)
+
+
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_fitted_sizes_are_positive_multiples(width: int, height: int) -> None:
     """A zero side would crash the autoencoder."""
@@ -87,6 +108,12 @@ def test_catalog_knows_aliases_and_suggests_near_names() -> None:
     assert catalog.get("org/row") is SPEC is catalog.get(None)
     with pytest.raises(RequestError, match="'row'"):
         catalog.get("rov")
+
+
+def test_a_name_cannot_mean_two_models() -> None:
+    """The later row would win in silence."""
+    with pytest.raises(ValueError, match="both"):
+        Catalog([SPEC, PipelineSpec(name="other", factory="m:f", source="Org/Row")], default="row")
 
 
 def test_an_unknown_code_is_a_programming_fault() -> None:

@@ -1,0 +1,87 @@
+"""Settings: a bad value stops start-up with a sentence that names the variable."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path: Path) -> Iterator[None]:
+    """Each test sees only what it sets, and leaves the process as it was."""
+    before, folder = dict(os.environ), Path.cwd()
+    os.environ.clear()
+    os.environ["HOME"] = str(tmp_path)
+    os.chdir(tmp_path)
+    yield
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_an_empty_environment_is_enough() -> None:
+    """Nobody must write a configuration to start."""
+    loaded = settings.load()
+    assert (loaded.batch_size, loaded.batch_timeout_ms, loaded.api_port) == (4, 40, 8000)
+    assert "~" not in str(loaded.cache_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BATCH_SIZE", "0"),
+        ("PORT", "abc"),
+        ("API_WORKERS", "4"),
+        ("PRECISION_MODE", "8bit"),
+        ("USE_LIGHTNING_LORA", "true"),
+        ("GPU_MAX_GIB", "20"),
+        ("FETCH_ALLOW_HOSTS", "files"),
+        ("REQUEST_TIMEOUT_SECONDS", "inf"),
+        ("DRAIN_SECONDS", "nan"),
+    ],
+)
+def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
+    """The operator set PORT, so PORT is what the sentence must say."""
+    os.environ[name] = value
+    with pytest.raises(settings.BadSettings, match=f"^{name}: "):
+        settings.load()
+
+
+@pytest.mark.parametrize("value", ["0", "false", ""])
+def test_switched_off_features_that_do_not_exist_are_accepted(value: str) -> None:
+    """Saying no to Lightning is what this version does anyway."""
+    os.environ["USE_LIGHTNING_LORA"] = value
+    settings.load()
+
+
+def test_api_port_beats_port_beats_app_port() -> None:
+    """Contract S6."""
+    os.environ.update(APP_PORT="1", PORT="2")
+    assert settings.load().api_port == 2
+    os.environ["API_PORT"] = "3"
+    assert settings.load().api_port == 3
+
+
+def test_case_and_blanks_are_forgiven() -> None:
+    """Nobody should lose an evening to BF16 against bf16."""
+    os.environ.update(PRECISION_MODE=" BF16", LOG_LEVEL="debug", STANDALONE_MODE="1 ")
+    loaded = settings.load()
+    assert (loaded.precision_mode, loaded.log_level, loaded.standalone_mode) == ("bf16", "DEBUG", True)
+
+
+def test_dotenv_reaches_the_libraries_that_read_the_environment(tmp_path: Path) -> None:
+    """huggingface_hub and runpod never look into .env; the environment still wins."""
+    Path(".env").write_text("HF_HOME=/volume\nRUNPOD_LOG_LEVEL=INFO\nBATCH_SIZE=7\n")
+    os.environ["RUNPOD_LOG_LEVEL"] = "ERROR"
+    assert settings.load().batch_size == 7
+    assert os.environ["HF_HOME"] == "/volume"
+    assert os.environ["RUNPOD_LOG_LEVEL"] == "ERROR"
+
+
+def test_secrets_are_not_printed() -> None:
+    """Settings are logged at start-up."""
+    os.environ["BUCKET_SECRET_ACCESS_KEY"] = "hunter2"
+    assert "hunter2" not in repr(settings.load())
