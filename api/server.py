@@ -52,8 +52,8 @@ def serve(
 
     drain:        called in a thread with ``drain_seconds``: refuses new work at once and returns when
                   accepted work is done or the time is over (the rest is answered ``shutting_down``).
-                  Probes and refusals are answered meanwhile. A second signal calls it again with 0,
-                  gives the refusals a second to get out, and ends the process with status 1.
+                  Probes and refusals are answered meanwhile. A second signal calls it again with 0;
+                  if that does not end the first within a second, the process ends with status 1.
     on_listening: called on the event loop once connections are accepted.
     """
     make_server(app, options, drain=drain, on_listening=on_listening).run()

@@ -99,6 +99,13 @@ def test_sixteen_bit_colour_is_scaled() -> None:
     assert (values(decode(data, LIMITS)) == (255, 128, 1)).all()
 
 
+def test_every_sixteen_bit_grey_goes_to_the_nearest() -> None:
+    """All 65,536 of them: the shift stands for a division."""
+    every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    shown = values(decode(saved(Pillow.fromarray(every), "PNG"), LIMITS))[..., 0]
+    assert (shown == np.rint(every / 257)).all()
+
+
 def test_a_palette_and_its_transparency_are_understood() -> None:
     """Transparent GIFs and small PNGs are palettes with one clear entry."""
     picture = Pillow.new("P", (2, 1))
@@ -268,8 +275,17 @@ def test_a_bomb_costs_neither_time_nor_memory() -> None:
 
 
 def test_a_large_webp_canvas_is_refused() -> None:
-    """The largest that WebP can say is 16,384; its reader must not get to the pixels either."""
+    """Also one that other formats may have: its reader would hold up the whole process."""
     assert code_of(webp_header(16_000, 16_000)) == "image_too_large"
+    assert code_of(saved(Pillow.new("RGB", (3000, 3000)), "WEBP", method=0)) == "image_too_large"
+
+
+def test_a_jpeg_that_is_drawn_over_and_over_is_refused() -> None:
+    """Each scan passes over every pixel: a few megabytes of them would occupy a thread for minutes."""
+    data = saved(Pillow.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode(data, LIMITS).size == (64, 64)
+    assert code_of(data[:-2] + last_scan * 200 + data[-2:]) == "invalid_image"
 
 
 def test_the_limits_are_the_callers() -> None:
