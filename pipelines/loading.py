@@ -124,6 +124,7 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions) -> Path:
                 revision=revision or None,
                 allow_patterns=_FILES,
                 local_files_only=options.local_only,
+                token=options.token,
             )
         )
     except LocalEntryNotFoundError:

@@ -36,6 +36,7 @@ class ModelOptions:
     """How models are loaded and kept.
 
     model_dir: a checkpoint's folder for the default model, in place of its source.
+    token: for gated or private repositories of the model hub.
     cache_dir: where built-in checkpoints are written.
     precision: of the weights on a GPU; a CPU computes in fp32.
     condition_cache_bytes: per loaded model; 0 is off.
@@ -43,6 +44,7 @@ class ModelOptions:
 
     model_dir: Path | None = None
     local_only: bool = False
+    token: str | None = field(default=None, repr=False)
     cache_dir: Path = Path("~/.cache/batchmux")
     precision: Literal["bf16", "fp32"] = "bf16"
     max_models: int = 1
