@@ -28,7 +28,7 @@ class LoadedPipeline(Pipeline[Any], Protocol):
     """What a factory gives back: a pipeline and what health reports of it."""
 
     lightning_enabled: bool
-    caches: Mapping[str, Mapping[str, int]]  # counters by cache; holds no tensor
+    caches: Mapping[str, dict[str, int]]  # counters by cache; holds no tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ class ModelStatus:
     detail: str = "no model is loaded yet"
     gpu_available: bool | None = None
     lightning_enabled: bool = False
-    caches: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    caches: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

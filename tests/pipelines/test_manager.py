@@ -180,6 +180,6 @@ def test_status_counts_are_of_the_moment() -> None:
     models = manager(ROW)
     counts = models.acquire("one").caches["prompts"]
     before = models.status()
-    counts["hits"] += 1  # type: ignore[index]
+    counts["hits"] += 1
     assert before.caches["one.prompts"]["hits"] == 0
     assert models.status().caches["one.prompts"]["hits"] == 1

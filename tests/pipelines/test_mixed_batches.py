@@ -1,6 +1,5 @@
 """Rows of different users in one forward give what each gives alone; and the tests would notice if not."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -119,17 +118,9 @@ def test_zero_cond_t_transformers_batch_as_well(
     assert worst_error(zero_cond_t, pipeline, requests) > VISIBLE * TOLERANCE
 
 
-def test_bf16_rows_agree_as_well_as_bf16_can(parts: Components, spec: PipelineSpec) -> None:
+def test_bf16_rows_agree_as_well_as_bf16_can(bf16_pipeline: QwenImageEdit, spec: PipelineSpec) -> None:
     """On a GPU everything runs in bf16; a batch must not add to what the format itself costs."""
-    low = rebuilt(
-        parts,
-        dtype=torch.bfloat16,
-        **{
-            name: copy.deepcopy(getattr(parts, name)).to(torch.bfloat16)
-            for name in ("transformer", "vae", "text_encoder")
-        },
-    )
-    assert worst_error(low, low, mixed_guidance(spec)) < BF16_TOLERANCE
+    assert worst_error(bf16_pipeline, bf16_pipeline, mixed_guidance(spec)) < BF16_TOLERANCE
 
 
 class Tampered(torch.nn.Module):
