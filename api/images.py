@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 from isal import isal_zlib
 from PIL import Image as Pillow
 
@@ -128,6 +127,8 @@ def _eight_bit_rgb(picture: Pillow.Image) -> Pillow.Image:
 
 def _from_sixteen_bit(picture: Pillow.Image) -> Pillow.Image:
     """Scaled, where Pillow's ``convert`` would clip everything above 255 to white."""
+    import numpy as np  # here, because 0.1 s of import would delay a server's first answer
+
     values = np.asarray(picture).astype(np.uint32)
     grey = ((values * 255 + 32895) >> 16).astype(np.uint8)  # the nearest of value * 255 / 65535
     clear = picture.info.get("transparency")
@@ -166,6 +167,8 @@ def _png(image: Image) -> bytes:
 
     Source: W3C PNG specification, third edition, sections 5, 9 and 11.2.
     """
+    import numpy as np
+
     rows = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width * 3)
     filtered = np.empty((image.height, image.width * 3 + 1), np.uint8)
     filtered[:, 0] = 2  # filter type Up; the row above the first counts as zeros
