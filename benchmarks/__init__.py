@@ -1,0 +1,1 @@
+"""One command each; each prints a table and exits non-zero when its target is missed."""
