@@ -20,7 +20,7 @@ from api.intake import ImageIntake
 from core.errors import CapacityError, ExecutionError, RequestError, ServingError
 from core.pipeline import Catalog
 from core.result import InferenceResult
-from core.service import Health, HealthProbe, Submit
+from core.service import Admit, Health, HealthProbe, Submit
 
 log = logging.getLogger("batchmux.api")
 
@@ -36,7 +36,13 @@ class ApiOptions:
 
 
 def create_app(
-    submit: Submit, catalog: Catalog, health: HealthProbe, options: ApiOptions, *, intake: ImageIntake
+    submit: Submit,
+    catalog: Catalog,
+    health: HealthProbe,
+    options: ApiOptions,
+    *,
+    intake: ImageIntake,
+    admit: Admit,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
@@ -45,7 +51,7 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
     )
-    flat = FlatRoute(submit, catalog, health, options, intake)
+    flat = FlatRoute(submit, catalog, health, options, intake, admit)
     for path in ("/run", "/runsync"):
         app.add_api_route(
             path,
@@ -69,8 +75,10 @@ class FlatRoute:
         health: HealthProbe,
         options: ApiOptions,
         intake: ImageIntake,
+        admit: Admit,
     ) -> None:
         self._submit = submit
+        self._admit = admit
         self._health = health
         self._options = options
         self._budget = intake.budget
@@ -119,6 +127,7 @@ class FlatRoute:
             raise CapacityError("not_ready", health.detail or "the model cannot be loaded", retry_after=30)
         if health.state == "draining":
             raise CapacityError("shutting_down", "this server is shutting down; ask another", retry_after=5)
+        self._admit()
 
     async def _work(self, request: Request, job_id: str) -> tuple[bytes, InferenceResult]:
         with self._budget.lease() as lease:

@@ -44,7 +44,7 @@ def _encodable(text: str) -> str:
 
 
 _Prompt = Annotated[StrictStr, AfterValidator(_encodable)]
-_Int = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
+_Int = Annotated[StrictInt, Field(ge=-(2**63), le=2**63)]
 _Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -130,8 +130,8 @@ class FlatDialect:
             task=Task.EDIT,
             prompt=prompt,
             negative_prompt=wishes.negative_prompt,
-            width=wishes.width,
-            height=wishes.height,
+            width=wishes.width or None,  # clients in Go send the zero of a field that is not set
+            height=wishes.height or None,
             steps=wishes.num_inference_steps,
             cfg=wishes.true_cfg_scale,
             seed=wishes.seed,

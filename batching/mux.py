@@ -90,6 +90,12 @@ class BatchMux:
         future.add_done_callback(partial(self._abandon, job))
         return future
 
+    def admit(self) -> None:
+        """Raises what ``submit`` would raise now for the smallest request: for refusing before its cost."""
+        with self._lock:
+            self._check_open()
+            self._ledger.scheduler.check_room(0)
+
     def cancel(self, request_id: str) -> bool:
         """Whether the job was live. It never runs, or leaves before the next step."""
         with self._lock:

@@ -99,7 +99,7 @@ class Scheduler:
         if request.id in self._jobs:
             raise ValueError(f"a live job already has the id {request.id!r}")
         nbytes = request.nbytes
-        self._check_room(nbytes)
+        self.check_room(nbytes)
         lane = self._lane(BatchKey.of(request, together=self.policy.join == "batch"))
         deadline = math.inf if request.timeout is None else now + request.timeout
         backlog = sum([lane.steps_left * lane.times.per_row for lane in self._busy.values()])
@@ -188,7 +188,8 @@ class Scheduler:
         """Seconds until what waits now will have run, 1 to 120."""
         return min(max(self.queued * self.seconds_per_job, 1.0), _LONGEST_RETRY_AFTER)
 
-    def _check_room(self, nbytes: int) -> None:
+    def check_room(self, nbytes: int) -> None:
+        """Raises ``CapacityError`` ``queue_full`` when a request of ``nbytes`` would be refused now."""
         if not self.queued:
             return
         if self.queued >= self.policy.max_queue:

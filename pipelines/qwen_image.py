@@ -198,7 +198,7 @@ def _result(request: InferenceRequest, pixels: Tensor) -> InferenceResult:
     height, width, _ = pixels.shape
     return InferenceResult(
         id=request.id,
-        image=Image(pixels=pixels.numpy().tobytes(), width=width, height=height),
+        image=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),
         model=request.model,
         seed=request.seed,
         steps=request.steps,

@@ -94,7 +94,7 @@ with ImageIntake(IntakeOptions(codec_threads=1)) as intake:
         [PipelineSpec(name="painter", factory="x:y", source="builtin:painter")], default="painter"
     )
     serve(
-        create_app(submit, catalog, lambda: state, ApiOptions(), intake=intake),
+        create_app(submit, catalog, lambda: state, ApiOptions(), intake=intake, admit=lambda: None),
         ServerOptions(port=port, drain_seconds=options.drain),
         drain=drain,
         on_listening=on_listening,

@@ -20,6 +20,7 @@ from PIL import Image as Pillow
 from api.app import ApiOptions, create_app
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
+from core.errors import ServingError
 from core.pipeline import Catalog, PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
@@ -42,6 +43,7 @@ class Painter:
         self.entered: queue.Queue[InferenceRequest] = queue.Queue()
         self.cancelled: queue.Queue[str] = queue.Queue()
         self.fault: BaseException | None = None
+        self.refusal: ServingError | None = None  # of newcomers, before they are read
         self.noise = False  # an answer that does not compress
         self._gate: Future[None] = Future()
         self._gate.set_result(None)
@@ -51,6 +53,10 @@ class Painter:
 
     def open(self) -> None:
         self._gate.set_result(None)
+
+    def admit(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     async def __call__(
         self, request: InferenceRequest, on_progress: OnProgress | None = None
@@ -153,7 +159,7 @@ def serving(
     listener = socket.create_server(("127.0.0.1", 0))
     listening = threading.Event()
     with intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used:
-        app = create_app(painter, CATALOG, probe, api or ApiOptions(), intake=used)
+        app = create_app(painter, CATALOG, probe, api or ApiOptions(), intake=used, admit=painter.admit)
         running = make_server(
             app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
         )

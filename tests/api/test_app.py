@@ -35,6 +35,17 @@ def test_both_paths_answer_flat_with_figures(path: str, served: Served) -> None:
     assert (figures | {"x-batch-size": "3"}).items() <= answer.headers.items()
 
 
+def test_a_full_queue_refuses_before_the_body_is_read(served: Served) -> None:
+    """Overload must cost nothing: here the body never comes, and the answer does."""
+    served.painter.refusal = CapacityError("queue_full", "256 requests wait", retry_after=3)
+    try:
+        with served.client.socket() as caller:
+            caller.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+            assert caller.recv(4096).startswith(b"HTTP/1.1 429 ")
+    finally:
+        served.painter.refusal = None
+
+
 @pytest.mark.parametrize("declared", ["application/x-www-form-urlencoded", "text/plain", "image/png"])
 def test_the_declared_content_type_is_not_asked(declared: str, served: Served) -> None:
     """curl -d declares a form."""

@@ -89,7 +89,7 @@ BODIES = {
     "1e308": (raw('"true_cfg_scale": 1e308'), 422),
     "huge integer": (raw('"seed": ' + "9" * 400), 400),
     "large integer": (raw('"seed": 99999999999999999999'), 422),
-    "negative zero": (raw('"width": -0'), 422),
+    "negative width": (raw('"width": -8'), 422),
     "lone surrogate": (raw('"negative_prompt": "\\ud800"'), 400),
     "surrogates reversed": (raw('"negative_prompt": "\\udc00\\ud800"'), 400),
     "control character": (raw('"negative_prompt": "\x01"'), 400),
