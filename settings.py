@@ -4,6 +4,7 @@ A bad value stops start-up with a sentence that names the variable. An empty val
 The README's table is generated from this class: the description is the documentation.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,6 +35,14 @@ class Settings(BaseSettings):
         None, description="folder of the default model's checkpoint, instead of its hub id"
     )
     local_only: bool = Field(False, description="1 never asks a model hub for anything")
+    hf_token: SecretStr | None = Field(None, description="token for gated checkpoints of the model hub")
+    hf_endpoint: str = Field("https://huggingface.co", description="address of the model hub")
+    hf_hub_cache: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("hf_hub_cache", "huggingface_hub_cache"),
+        description="folder of downloaded checkpoints (default: HF_HOME/hub)",
+    )
+    hf_home: Path = Field(Path("~/.cache/huggingface"), description="home of the model hub's client")
     cache_dir: Path = Field(
         Path("~/.cache/batchmux"), description="where the built-in pocket checkpoint is built"
     )
@@ -112,6 +121,12 @@ class Settings(BaseSettings):
     )
 
     # RunPod worker and local test
+    runpod_webhook_get_job: str | None = Field(
+        None, description="set by RunPod: where the worker takes jobs; without it one test job is run here"
+    )
+    runpod_log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
+        "INFO", description="least severe log line of the RunPod SDK; DEBUG prints every result in full"
+    )
     output_dir: Path | None = Field(
         None, description="folder in which --test_input saves before and after pictures (default: out)"
     )
@@ -133,6 +148,11 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log line to print"
     )
+
+    @property
+    def hub_cache(self) -> Path:
+        """Where downloaded checkpoints lie."""
+        return (self.hf_hub_cache or self.hf_home / "hub").expanduser()
 
     @field_validator("fetch_allow_hosts", mode="before")
     @classmethod
@@ -156,3 +176,14 @@ def load() -> Settings:
             for e in error.errors(include_url=False, include_input=False)
         ]
         raise BadSettings("\n".join(lines)) from None
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """(variable, default, description) of every setting; ``--help``, README and .env.example show these."""
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        variable = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
+        default = field.default
+        if isinstance(default, bool):
+            default = int(default)
+        yield variable.upper(), str(default) if default or default == 0 else "", field.description or ""
