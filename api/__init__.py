@@ -1,0 +1,1 @@
+"""The HTTP edge: dialects, images, the guarded fetch and the server around them."""

@@ -1,0 +1,118 @@
+"""One HTTP connection that cannot be held open for nothing: uvicorn's own, with limits it lacks.
+
+uvicorn bounds idle keep-alive only. A caller that dribbles headers, keeps sending a body that was
+refused, or never reads its answer would stay for ever; here each of them is dropped.
+"""
+
+import asyncio
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 * 1024
+
+_CROWDED = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"retry-after: 1\r\ncontent-length: %d\r\n\r\n%s"
+)
+_CROWDED_BODY = b'{"detail":"too many connections","error":"too many connections","code":"queue_full"}'
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """Limits are class attributes, since uvicorn makes the instances: subclass to set them.
+
+    header_seconds:  from the first wait for a request until its headers are complete.
+    linger_seconds:  for the rest of a body whose request is answered already.
+    stall_seconds:   without the caller taking a byte of its answer.
+    """
+
+    header_seconds: ClassVar[float] = 30.0
+    linger_seconds: ClassVar[float] = 5.0
+    stall_seconds: ClassVar[float] = 30.0
+    max_connections: ClassVar[int] = 1000
+
+    _deadline: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+    _in_headers = False
+    _header_bytes = 0
+    _in_body = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            transport.write(_CROWDED % (len(_CROWDED_BODY), _CROWDED_BODY))
+            transport.close()
+            return
+        self._close_in(self.header_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_deadline()
+        if self._stall is not None:
+            self._stall.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._close_in(self.header_seconds)
+        if self._in_headers:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_headers_complete(self) -> None:
+        self._in_headers, self._header_bytes = False, 0
+        self._in_body = True
+        self._cancel_deadline()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        if self.cycle.response_complete:
+            self._cancel_deadline()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
+            self._close_in(self.linger_seconds)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _watch_reader(self, pending: int) -> None:
+        self._stall = self.loop.call_later(self.stall_seconds, self._check_reader, pending)
+
+    def _check_reader(self, before: int) -> None:
+        pending = self.transport.get_write_buffer_size()
+        if pending >= before:
+            self.transport.abort()
+        else:
+            self._watch_reader(pending)
+
+    def _close_in(self, seconds: float) -> None:
+        self._cancel_deadline()
+        self._deadline = self.loop.call_later(seconds, self.transport.close)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def guarded(**limits: Any) -> type[GuardedProtocol]:
+    """The protocol with other limits."""
+    return type("GuardedProtocol", (GuardedProtocol,), limits)

@@ -1,0 +1,218 @@
+"""The flat dialect of ``/run`` and ``/runsync``, which the RunPod worker speaks too.
+
+``{"input": {…}}`` in, ``{"image": base64, "prompt", "num_inference_steps", …}`` out. It knows status
+codes where its contract fixes them, and nothing else of HTTP.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Final
+
+import orjson
+import pybase64
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+
+from api.errors import message_of, status_of
+from api.images import ImageFormat, encode
+from api.intake import ImageIntake, ImageSource
+from core.errors import RequestError, ServingError
+from core.pipeline import Catalog
+from core.request import Image, InferenceRequest, Task
+from core.result import InferenceResult
+
+FALLBACK_PROMPT: Final = "Enhance the image"
+MAX_TIMEOUT: Final = 3600.0
+
+# What RunPod's own API defines beside ``input`` and an answer that comes at once has no use for.
+IGNORED_BESIDE_INPUT: Final = frozenset({"id", "webhook", "policy", "s3Config"})
+
+_STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
+
+_Int = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
+_Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class MissingImage(RequestError):
+    """Its status and text are fixed by the dialect's first clients."""
+
+    def __init__(self) -> None:
+        super().__init__("invalid_parameter", "Either image_url or image_base64 required", param="image_url")
+
+
+class FlatInput(BaseModel):
+    """What ``input`` may hold. Absent, null and, for ``seed``, -1 leave the choice to the server."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    prompt: StrictStr | None = Field(None, description="what to do to the picture; echoed verbatim")
+    image_url: StrictStr | None = Field(None, description="public http(s) URL; wins over image_base64")
+    image_base64: StrictStr | None = Field(None, description="base64 or data URI")
+    image_url_2: StrictStr | None = Field(None, description="second reference picture")
+    image_base64_2: StrictStr | None = None
+    image_url_3: StrictStr | None = Field(None, description="third reference picture")
+    image_base64_3: StrictStr | None = None
+    image: StrictStr | None = Field(None, description="URL, data URI or base64, told apart by looking")
+    images: list[StrictStr] | None = Field(None, description="1 to 3 pictures, each as in image")
+    seed: _Int | None = None
+    width: _Int | None = Field(None, description="of the answer, in pixels")
+    height: _Int | None = Field(None, description="of the answer, in pixels")
+    num_inference_steps: _Int | None = None
+    true_cfg_scale: _Float | None = Field(None, description="1 means unguided")
+    negative_prompt: StrictStr | None = None
+    output_format: ImageFormat | None = None
+    model: StrictStr | None = Field(None, description="registry name or alias")
+    timeout: _Float | None = Field(
+        None, gt=0, le=MAX_TIMEOUT, description="seconds after which the answer is no use"
+    )
+
+
+class FlatAnswer(BaseModel):
+    """What a finished edit answers."""
+
+    image: str = Field(description="base64 without a prefix")
+    prompt: str
+    num_inference_steps: int
+    lightning_enabled: bool
+    seed: int = Field(description="the one used; sending it again repeats the picture")
+    model: str
+    width: int
+    height: int
+    output_format: ImageFormat
+
+
+@dataclass(frozen=True, slots=True)
+class FlatJob:
+    request: InferenceRequest
+    output_format: ImageFormat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlatDialect:
+    """The dialect, with what this process puts where a request says nothing."""
+
+    catalog: Catalog
+    intake: ImageIntake
+    output_format: ImageFormat = "png"
+    timeout: float | None = None
+
+    async def parse(self, job_input: object, *, id: str, prompt_fallback: str | None = None) -> FlatJob:
+        """The value of ``input``, checked in full, its pictures fetched and decoded.
+
+        prompt_fallback: stands in for an absent prompt; None refuses.
+        Raises ``RequestError`` naming field, limit and remedy, never the caller's input, and
+        ``CapacityError`` when too much is being read already.
+        """
+        wishes = _checked(job_input)
+        prompt = prompt_fallback if wishes.prompt is None else wishes.prompt
+        if prompt is None:
+            raise RequestError("invalid_parameter", "prompt is required; say what to do", param="prompt")
+        spec = self.catalog.get(wishes.model)
+        sources = _sources(wishes)
+        ask = partial(
+            spec.request,
+            id=id,
+            task=Task.EDIT,
+            prompt=prompt,
+            negative_prompt=wishes.negative_prompt,
+            width=wishes.width,
+            height=wishes.height,
+            steps=wishes.num_inference_steps,
+            cfg=wishes.true_cfg_scale,
+            seed=wishes.seed,
+            timeout=self.timeout if wishes.timeout is None else wishes.timeout,
+        )
+        ask(images=(_STAND_IN,) * len(sources))  # what is wrong without them costs no fetch and no decoding
+        return FlatJob(
+            ask(images=await self.intake.load(sources)), wishes.output_format or self.output_format
+        )
+
+    async def render(self, job: FlatJob, result: InferenceResult) -> bytes:
+        """The answer as JSON text; resized, encoded and joined in the codec's threads."""
+        return await self.intake.codec.finish(partial(_render, job, result))
+
+
+def unwrap(body: object) -> object:
+    """The ``input`` of a request's body. Raises ``RequestError``."""
+    if not isinstance(body, dict) or "input" not in body:
+        raise RequestError("invalid_parameter", 'the body must be {"input": {…}}', param="input")
+    for name in body.keys() - IGNORED_BESIDE_INPUT - {"input"}:
+        raise _unknown(str(name), ["input"])
+    return body["input"]
+
+
+def answer(job: FlatJob, result: InferenceResult) -> dict[str, Any]:
+    """Everything of an answer but ``image``."""
+    return {
+        "prompt": job.request.prompt,
+        "num_inference_steps": result.steps,
+        "lightning_enabled": result.lightning_enabled,
+        "seed": result.seed,
+        "model": result.model,
+        "width": job.request.size[0],
+        "height": job.request.size[1],
+        "output_format": job.output_format,
+    }
+
+
+def refuse(error: ServingError, *, request_id: str, gpu_available: bool) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error: ``detail`` as the first clients know it, ``error`` and ``code`` beside."""
+    message = message_of(error)
+    status = 400 if isinstance(error, MissingImage) else status_of(error)
+    detail: object = message
+    if status == 500:
+        gpu = {"device_count": int(gpu_available), "gpu": None, "bf16_supported": None}
+        detail = {"error": message, "gpu_info": gpu}
+    body = {"detail": detail, "error": message, "code": error.code, "request_id": request_id}
+    return status, body if error.param is None else body | {"param": error.param}
+
+
+def _render(job: FlatJob, result: InferenceResult) -> bytes:
+    picture = pybase64.b64encode(encode(result.image, job.output_format, job.request.size))
+    # Joined: a JSON writer would only look at a million harmless characters once more.
+    return b"".join((b'{"image":"', picture, b'",', orjson.dumps(answer(job, result))[1:]))
+
+
+def _checked(job_input: object) -> FlatInput:
+    try:
+        return FlatInput.model_validate(job_input)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "extra_forbidden":
+        raise _unknown(str(first["loc"][0]), FlatInput.model_fields)
+    if not first["loc"]:
+        raise RequestError("invalid_parameter", "input must be an object", param="input")
+    field = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Input ")
+    raise RequestError("invalid_parameter", f"{field} {reason}", param=field)
+
+
+def _unknown(name: str, known: Iterable[str]) -> RequestError:
+    """The caller's own word is not repeated: it could be anything."""
+    names = list(known)
+    near = difflib.get_close_matches(name[:100], names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return RequestError("unknown_field", f"a field is unknown; {hint}")
+
+
+def _sources(wishes: FlatInput) -> list[ImageSource]:
+    """The pictures in order. Empty strings count as absent: some clients send every field they know."""
+    named: list[ImageSource] = []
+    for suffix in ("", "_2", "_3"):
+        for field in (f"image_url{suffix}", f"image_base64{suffix}"):
+            content = getattr(wishes, field)
+            if content:
+                named.append(ImageSource(content, field))
+                break
+    ways = [named]
+    ways.append([ImageSource(wishes.image, "image")] if wishes.image else [])
+    ways.append([ImageSource(content, f"images.{at}") for at, content in enumerate(wishes.images or ())])
+    used = [way for way in ways if way]
+    if not used:
+        raise MissingImage
+    if len(used) > 1:
+        raise RequestError(
+            "invalid_parameter", "pictures are named in two ways; use image_url/image_base64, image or images"
+        )
+    return used[0]

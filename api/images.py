@@ -1,0 +1,175 @@
+"""Encoded pictures to pixels and back: every quirk of files ends here, so no other part knows any.
+
+Both directions are plain functions that take milliseconds of CPU: call them through ``api.codec``,
+never on the event loop or the device thread.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from isal import isal_zlib
+from PIL import Image as Pillow
+
+from core.errors import RequestError
+from core.request import Image, Size
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
+
+# An allow-list: Pillow's other readers include EPS, which would start Ghostscript.
+_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+
+# Process-wide, because catch_warnings is not safe with threads: a suspected decompression bomb is an error.
+warnings.filterwarnings("error", category=Pillow.DecompressionBombWarning)
+
+# EXIF orientation to the turn that undoes it (Exif 2.32, tag 0x0112).
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLimits:
+    max_bytes: int = 25 * 2**20  # encoded
+    max_pixels: int = 40_000_000  # decoded
+
+
+def decode(data: bytes, limits: ImageLimits) -> Image:
+    """The first frame as upright 8-bit RGB; transparency becomes white.
+
+    The bytes decide the format; nobody's declaration is asked. Raises ``RequestError``:
+    ``image_too_large`` (from the header alone, before any pixel is decoded) or ``invalid_image``.
+    """
+    if len(data) > limits.max_bytes:
+        raise too_many_bytes(limits)
+    try:
+        with Pillow.open(io.BytesIO(data), formats=_READABLE) as picture:
+            if picture.width * picture.height > limits.max_pixels:
+                raise RequestError(
+                    "image_too_large",
+                    f"an image of {picture.width}x{picture.height} is over the limit of "
+                    f"{limits.max_pixels} pixels; make it smaller",
+                )
+            picture.load()
+            upright = _upright(picture)
+            pixels = _eight_bit_rgb(upright).tobytes()
+    except RequestError:
+        raise
+    except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError):
+        raise RequestError(
+            "image_too_large", f"the image is over the limit of {limits.max_pixels} pixels; make it smaller"
+        ) from None
+    except Exception:  # Pillow's readers raise nearly anything on a broken file
+        raise RequestError(
+            "invalid_image",
+            "the image cannot be read; send a complete PNG, JPEG, WebP, GIF, TIFF or BMP file",
+        ) from None
+    return Image(
+        pixels=pixels,
+        width=upright.width,
+        height=upright.height,
+        digest=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def too_many_bytes(limits: ImageLimits) -> RequestError:
+    return RequestError(
+        "image_too_large",
+        f"the image file is over the limit of {limits.max_bytes} bytes; send a smaller or JPEG one",
+    )
+
+
+def _upright(picture: Pillow.Image) -> Pillow.Image:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except Exception:  # damaged metadata is no reason to refuse a sound picture
+        return picture
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _eight_bit_rgb(picture: Pillow.Image) -> Pillow.Image:
+    if picture.mode.startswith("I;16"):
+        return _from_sixteen_bit(picture)
+    if picture.mode in ("I", "F"):
+        # Their white point is anyone's guess, and Pillow's own conversion clips at 255.
+        raise RequestError(
+            "invalid_image", "images with 32 bits per channel are not supported; save it with 8 or 16"
+        )
+    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        clear = picture.convert("RGBA")
+        white = Pillow.new("RGBA", clear.size, "white")
+        return Pillow.alpha_composite(white, clear).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _from_sixteen_bit(picture: Pillow.Image) -> Pillow.Image:
+    """Scaled, where Pillow's ``convert`` would clip everything above 255 to white."""
+    values = np.asarray(picture).astype(np.uint32)
+    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Pillow.fromarray(grey).convert("RGB")
+
+
+def encode(image: Image, image_format: ImageFormat, size: Size) -> bytes:
+    """An image file of exactly ``size``; Lanczos where the picture has another size."""
+    if image.size != size:
+        resized = _pillow(image).resize(size, Pillow.Resampling.LANCZOS)
+        image = Image(pixels=resized.tobytes(), width=size[0], height=size[1])
+    match image_format:
+        case "png":
+            return _png(image)
+        case "jpeg":
+            return _save(image, "JPEG", quality=95)
+        case "webp":
+            # On photographs method 0 takes a third of the time of Pillow's default (4) at equal size.
+            return _save(image, "WEBP", quality=90, method=0)
+
+
+def _pillow(image: Image) -> Pillow.Image:
+    return Pillow.frombuffer("RGB", image.size, image.pixels, "raw", "RGB", 0, 1)
+
+
+def _save(image: Image, name: str, **options: int) -> bytes:
+    out = io.BytesIO()
+    _pillow(image).save(out, name, **options)
+    return out.getvalue()
+
+
+def _png(image: Image) -> bytes:
+    """Up filter in numpy and deflate by ISA-L, both without the GIL: ten times as fast as Pillow's writer.
+
+    Source: W3C PNG specification, third edition, sections 5, 9 and 11.2.
+    """
+    rows = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width * 3)
+    filtered = np.empty((image.height, image.width * 3 + 1), np.uint8)
+    filtered[:, 0] = 2  # filter type Up; the row above the first counts as zeros
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    header = image.width.to_bytes(4, "big") + image.height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            *_chunk(b"IHDR", header),
+            *_chunk(b"IDAT", isal_zlib.compress(filtered, 1)),
+            *_chunk(b"IEND", b""),
+        )
+    )
+
+
+def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    checksum = isal_zlib.crc32(content, isal_zlib.crc32(kind))
+    return len(content).to_bytes(4, "big"), kind, content, checksum.to_bytes(4, "big")

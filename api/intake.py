@@ -1,0 +1,157 @@
+"""Pictures as callers write them (URL, data URI, base64, bytes) to decoded images."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Protocol, TypeGuard
+
+import pybase64
+
+from api.budget import ByteBudget, Lease
+from api.codec import Codec
+from api.fetch import GuardedFetch
+from api.images import ImageFormat, ImageLimits, decode, encode, too_many_bytes
+from core.errors import RequestError
+from core.request import Image, Size
+
+_DATA_URI = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{1,100}){0,4}?;base64,", re.IGNORECASE)
+_BLANKS = str.maketrans("-_", "+/", " \t\r\n\f\v")
+
+
+class Fetch(Protocol):
+    """Bytes of a URL. Raises ``RequestError``; ``lease`` is told of bytes as they come."""
+
+    async def __call__(self, url: str, lease: Lease) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """One picture of a request, not yet looked at.
+
+    content: an http(s) URL, a data URI or base64 text; or the file's bytes.
+    param:   the request's field, for errors.
+    """
+
+    content: str | bytes
+    param: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntakeOptions:
+    """codec_waiting: requests whose pictures wait to be decoded before further ones are refused.
+
+    held_bytes: of bodies and fetched files held at once before further ones are refused.
+    """
+
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    codec_threads: int = 4
+    codec_waiting: int = 256
+    held_bytes: int = 2**30
+    fetch_timeout: float = 10.0
+    fetch_allow_hosts: frozenset[str] = frozenset()
+
+
+class ImageIntake:
+    """Fetches, decodes and encodes for one process; every dialect and mode shares it.
+
+    A context manager: leaving it ends the threads. ``fetch`` is a seam for tests.
+    """
+
+    def __init__(self, options: IntakeOptions, fetch: Fetch | None = None) -> None:
+        self.limits = options.limits
+        self.codec = Codec(options.codec_threads, options.codec_waiting)
+        self.budget = ByteBudget(options.held_bytes)
+        self._fetch = fetch or GuardedFetch(
+            max_bytes=options.limits.max_bytes,
+            timeout=options.fetch_timeout,
+            allow_hosts=options.fetch_allow_hosts,
+        )
+
+    def __enter__(self) -> "ImageIntake":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.codec.close()
+
+    async def load(self, sources: Sequence[ImageSource]) -> tuple[Image, ...]:
+        """Images in the order of ``sources``. Raises ``RequestError`` that names the field at fault.
+
+        All pictures of a request are decoded in one call to the pool: at most as many requests as it
+        has threads hold decoded pixels that no queue accounts for.
+        """
+        with self.budget.lease() as lease:
+            if any(_is_url(source.content) for source in sources):
+                sources = await self._fetched(sources, lease)
+            return await self.codec.admit(partial(_decode_all, sources, self.limits))
+
+    async def encode(self, image: Image, image_format: ImageFormat, size: Size) -> bytes:
+        return await self.codec.finish(partial(encode, image, image_format, size))
+
+    async def _fetched(self, sources: Sequence[ImageSource], lease: Lease) -> list[ImageSource]:
+        async def one(source: ImageSource) -> ImageSource:
+            if not _is_url(source.content):
+                return source
+            try:
+                return ImageSource(await self._fetch(source.content, lease), source.param)
+            except RequestError as error:
+                raise RequestError(error.code, error.message, param=source.param) from None
+
+        tasks = [asyncio.ensure_future(one(source)) for source in sources]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:  # the first failure, or a caller who left, ends the other downloads
+            for task in tasks:
+                task.cancel()
+
+
+def from_base64(text: str, limits: ImageLimits) -> bytes:
+    """Bytes of base64 text or of a ``data:…;base64,`` URI.
+
+    White space, the URL-safe alphabet and absent padding are accepted, anything else is not.
+    Raises ``RequestError`` ``image_too_large`` before decoding, or ``invalid_image``.
+    """
+    if text[:5].lower() == "data:":
+        prefix = _DATA_URI.match(text)
+        if prefix is None:
+            raise RequestError("invalid_image", "a data URI must look like data:image/png;base64,…")
+        text = text[prefix.end() :]
+    if len(text) > limits.max_bytes * 3 // 2:  # 4/3, and room for line breaks
+        raise too_many_bytes(limits)
+    try:
+        return _strict(text)
+    except ValueError:
+        pass
+    try:
+        plain = text.translate(_BLANKS).rstrip("=")
+        return _strict(plain + "=" * (-len(plain) % 4))
+    except ValueError:
+        raise RequestError("invalid_image", "the image is not valid base64") from None
+
+
+def _strict(text: str) -> bytes:
+    data: bytes = pybase64.b64decode(text, validate=True)
+    return data
+
+
+def _is_url(content: str | bytes) -> TypeGuard[str]:
+    return isinstance(content, str) and "://" in content[:64] and content[:5].lower() != "data:"
+
+
+def _decode_all(sources: Sequence[ImageSource], limits: ImageLimits) -> tuple[Image, ...]:
+    images = []
+    for source in sources:
+        try:
+            content = source.content
+            data = content if isinstance(content, bytes) else from_base64(content, limits)
+            images.append(decode(data, limits))
+        except RequestError as error:
+            raise RequestError(error.code, error.message, param=source.param) from None
+    return tuple(images)

@@ -1,0 +1,138 @@
+"""Serving an application until a signal says stop: drain while still answering, then leave.
+
+uvicorn is imported when serving starts, so that importing this module costs nothing.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import uvicorn
+
+log = logging.getLogger("batchmux.server")
+
+_FORCED_GRACE = 1.0  # seconds for refusals to reach their callers after a second signal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerOptions:
+    """drain_seconds: for accepted work to finish after the first SIGTERM or SIGINT.
+
+    header_seconds, linger_seconds, stall_seconds, max_connections: see ``api.connection``.
+    keep_alive_seconds: idle time of a connection; above the 60 s of usual load balancers, so that
+        they never send into one that is being closed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    drain_seconds: float = 60.0
+    header_seconds: float = 30.0
+    linger_seconds: float = 5.0
+    stall_seconds: float = 30.0
+    keep_alive_seconds: int = 75
+    max_connections: int = 1000
+    backlog: int = 2048
+
+
+def serve(
+    app: Any,
+    options: ServerOptions,
+    *,
+    drain: Callable[[float], object],
+    on_listening: Callable[[], None] | None = None,
+) -> None:
+    """Serve the ASGI application ``app``; returns once a first signal's drain is over.
+
+    drain:        called in a thread with ``drain_seconds``: refuses new work at once and returns when
+                  accepted work is done or the time is over (the rest is answered ``shutting_down``).
+                  Probes and refusals are answered meanwhile. A second signal calls it again with 0,
+                  gives the refusals a second to get out, and ends the process with status 1.
+    on_listening: called on the event loop once connections are accepted.
+    """
+    make_server(app, options, drain=drain, on_listening=on_listening).run()
+
+
+def make_server(
+    app: Any,
+    options: ServerOptions,
+    *,
+    drain: Callable[[float], object],
+    on_listening: Callable[[], None] | None = None,
+) -> "uvicorn.Server":
+    """What ``serve`` runs, for callers who bring their own socket or thread."""
+    import uvicorn
+
+    from api.connection import guarded
+
+    class Server(uvicorn.Server):
+        def __init__(self, config: uvicorn.Config) -> None:
+            super().__init__(config)
+            self._signals = 0
+            self._steps: set[asyncio.Task[None]] = set()
+
+        async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+            self._loop = asyncio.get_running_loop()
+            await super().serve(sockets)
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if on_listening is not None:
+                on_listening()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # Not uvicorn's own: that one would stop listening first and die of the signal in the end.
+            self._loop.call_soon_threadsafe(self._on_signal, signal.Signals(sig).name)
+
+        def _on_signal(self, name: str) -> None:
+            self._signals += 1
+            if self._signals == 1:
+                log.info("%s: draining for up to %g s; once more ends at once", name, options.drain_seconds)
+                step = self._drain_then_exit()
+            else:
+                log.warning("%s again: ending now", name)
+                step = self._end_now()
+            self._steps.add(asyncio.ensure_future(step))
+
+        async def _drain_then_exit(self) -> None:
+            try:
+                await asyncio.to_thread(drain, options.drain_seconds)
+            finally:
+                self.should_exit = True
+
+        async def _end_now(self) -> None:
+            refusing = asyncio.ensure_future(asyncio.to_thread(drain, 0.0))
+            await asyncio.wait((refusing,), timeout=_FORCED_GRACE / 2)
+            await asyncio.sleep(_FORCED_GRACE / 2)
+            logging.shutdown()
+            os._exit(1)  # whatever still runs is what the second signal was about
+
+    return Server(
+        uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            http=guarded(
+                header_seconds=options.header_seconds,
+                linger_seconds=options.linger_seconds,
+                stall_seconds=options.stall_seconds,
+                max_connections=options.max_connections,
+            ),
+            ws="none",
+            interface="asgi3",
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,  # the application writes one line per request itself
+            log_config=None,
+            backlog=options.backlog,
+            timeout_keep_alive=options.keep_alive_seconds,
+            timeout_graceful_shutdown=5,
+        )
+    )

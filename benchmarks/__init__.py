@@ -1,0 +1,1 @@
+"""One command each; every one prints a table and exits non-zero when a target is missed."""

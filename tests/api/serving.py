@@ -1,0 +1,176 @@
+"""A real server on loopback around a submit that paints, for tests that speak HTTP to it."""
+
+import asyncio
+import base64
+import http.client
+import io
+import json
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from PIL import Image as Pillow
+
+from api.app import ApiOptions, create_app
+from api.intake import ImageIntake, IntakeOptions
+from api.server import ServerOptions, make_server
+from core.pipeline import Catalog, PipelineSpec
+from core.request import Image, InferenceRequest
+from core.result import InferenceResult, OnProgress
+from core.service import Health
+
+CATALOG = Catalog(
+    [PipelineSpec(name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",))],
+    default="painter",
+)
+
+
+def paint(seed: int) -> bytes:
+    return bytes((seed % 256, seed // 256 % 256, 77))
+
+
+class Painter:
+    """A submit that answers with its request's canvas in the seed's colour, when its gate is open."""
+
+    def __init__(self) -> None:
+        self.entered: queue.Queue[InferenceRequest] = queue.Queue()
+        self.cancelled: queue.Queue[str] = queue.Queue()
+        self.fault: BaseException | None = None
+        self._gate: Future[None] = Future()
+        self._gate.set_result(None)
+
+    def shut(self) -> None:
+        self._gate = Future()
+
+    def open(self) -> None:
+        self._gate.set_result(None)
+
+    async def __call__(
+        self, request: InferenceRequest, on_progress: OnProgress | None = None
+    ) -> InferenceResult:
+        self.entered.put(request)
+        try:
+            await asyncio.shield(asyncio.wrap_future(self._gate))
+        except asyncio.CancelledError:
+            self.cancelled.put(request.id)
+            raise
+        if self.fault is not None:
+            raise self.fault
+        width, height = request.canvas
+        return InferenceResult(
+            id=request.id,
+            image=Image(pixels=paint(request.seed) * (width * height), width=width, height=height),
+            model=request.model,
+            seed=request.seed,
+            steps=request.steps,
+            queue_seconds=0.25,
+            inference_seconds=1.5,
+            batch_size=3,
+        )
+
+
+@dataclass
+class Probe:
+    """Health that a test sets."""
+
+    health: Health = field(default_factory=lambda: Health(state="ready", model="painter", gpu_available=True))
+
+    def __call__(self) -> Health:
+        return self.health
+
+    def say(self, state: str, detail: str = "") -> None:
+        self.health = replace(self.health, state=state, detail=detail)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def picture(self) -> Pillow.Image:
+        return Pillow.open(io.BytesIO(base64.b64decode(self.json()["image"], validate=True)))
+
+
+class Client:
+    """One request per connection, over a real socket."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            content = response.read()
+            named = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, named, content)
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def run(self, wishes: object, path: str = "/run", headers: dict[str, str] | None = None) -> Answer:
+        body = json.dumps({"input": wishes}).encode()
+        return self.request("POST", path, body, {"Content-Type": "application/json"} | (headers or {}))
+
+    def socket(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+
+@dataclass
+class Served:
+    client: Client
+    painter: Painter
+    probe: Probe
+
+
+@contextmanager
+def serving(
+    api: ApiOptions | None = None,
+    images: IntakeOptions | None = None,
+    server: ServerOptions | None = None,
+    intake: ImageIntake | None = None,
+) -> Iterator[Served]:
+    """The application under its real server, in a thread of its own."""
+    painter, probe = Painter(), Probe()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listening = threading.Event()
+    with intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used:
+        app = create_app(painter, CATALOG, probe, api or ApiOptions(), intake=used)
+        running = make_server(
+            app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
+        )
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        try:
+            assert listening.wait(10)
+            yield Served(Client(listener.getsockname()[1]), painter, probe)
+        finally:
+            running.should_exit = True
+            thread.join(15)
+            assert not thread.is_alive()
+
+
+def png(
+    width: int = 96, height: int = 64, colour: tuple[int, ...] = (10, 20, 30), mode: str = "RGB"
+) -> bytes:
+    out = io.BytesIO()
+    Pillow.new(mode, (width, height), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
