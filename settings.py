@@ -4,12 +4,15 @@ A bad value stops start-up with a sentence that names the variable. An empty val
 The README's table is generated from this class: the description is the documentation.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 2**20
 
 
 class Settings(BaseSettings):
@@ -121,9 +124,6 @@ class Settings(BaseSettings):
     )
 
     # RunPod worker and local test
-    runpod_webhook_get_job: str | None = Field(
-        None, description="set by RunPod: where the worker takes jobs; without it one test job is run here"
-    )
     runpod_log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
         "INFO", description="least severe log line of the RunPod SDK; DEBUG prints every result in full"
     )
@@ -149,6 +149,53 @@ class Settings(BaseSettings):
         "INFO", description="least severe log line to print"
     )
 
+    @field_validator("api_workers")
+    @classmethod
+    def _one_process(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(
+                "one process owns one device, and two would load the model twice; leave it at 1 and start "
+                "one process for each device, each on its own API_PORT, behind a load balancer"
+            )
+        return value
+
+    # The settings in the words, and the units, of the parts that take them.
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """For ``pipelines.registry.catalog``."""
+        return {
+            "reference_area": self.reference_area,
+            "condition_area": self.condition_area,
+            "steps": self.default_steps,
+            "cfg": self.default_cfg_scale,
+        }
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """For ``pipelines.manager.ModelOptions``."""
+        return {
+            "model_dir": self.model_dir,
+            "local_only": self.local_only,
+            "cache_dir": self.cache_dir,
+            "precision": self.precision_mode,
+            "max_models": self.max_models_cache,
+            "condition_cache_bytes": self.condition_cache_mb * MIB,
+        }
+
+    @property
+    def batching(self) -> dict[str, Any]:
+        """For ``batching.policy.BatchPolicy``."""
+        return {
+            "max_batch_size": self.batch_size,
+            "max_wait": self.batch_timeout_ms / 1000,
+            "max_queue": self.max_queue,
+            "max_queue_bytes": self.max_queue_mb * MIB,
+            "max_batch_tokens": self.max_batch_tokens,
+            "join": self.batch_join,
+            "order": self.batch_order,
+        }
+
     @property
     def hub_cache(self) -> Path:
         """Where downloaded checkpoints lie."""
@@ -172,10 +219,15 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         lines = [
-            f"{str(e['loc'][0]).upper()}: {e['msg']}"
+            f"{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors(include_url=False, include_input=False)
         ]
         raise BadSettings("\n".join(lines)) from None
+
+
+def on_runpod() -> bool:
+    """Whether RunPod started this process, also when ``load`` fails."""
+    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
 
 
 def describe() -> Iterator[tuple[str, str, str]]:

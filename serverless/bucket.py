@@ -11,6 +11,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from core.errors import RequestError
+from settings import Settings
 
 PUT_SECONDS = 600
 GET_SECONDS = 7 * 24 * 3600  # as the SDK's rp_upload.py; S3 allows no more
@@ -56,6 +57,19 @@ class Bucket:
             key_id=given["accessId"],
             secret=given["accessSecret"],
             name=given["bucketName"],
+        )
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> "Bucket | None":
+        """The operator's, when address and both keys are there."""
+        key_id, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
+        if not (settings.bucket_endpoint_url and key_id and secret):
+            return None
+        return cls(
+            endpoint=settings.bucket_endpoint_url,
+            key_id=key_id.get_secret_value(),
+            secret=secret.get_secret_value(),
+            name=settings.bucket_name,
         )
 
     async def upload(self, put: Put, key: str, body: bytes, content_type: str) -> str:

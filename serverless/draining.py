@@ -170,4 +170,3 @@ class _Watched:
 
     async def __aexit__(self, *details: object) -> None:
         await self._request.__aexit__(*details)
-

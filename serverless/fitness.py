@@ -29,7 +29,8 @@ def checks(weights: Future[None], submit: Submit, spec: PipelineSpec) -> list[Ch
     """
 
     async def weights_are_loaded() -> None:
-        await _unless_permanent(asyncio.shield(asyncio.wrap_future(weights)))
+        loaded: asyncio.Future[None] = asyncio.wrap_future(weights)
+        await _unless_permanent(loaded)
 
     async def warm_up_succeeds() -> None:
         if weights.exception() is None:

@@ -75,7 +75,9 @@ class JobHandler:
             # Unique also when a stopped job comes again while its row is still leaving the batch.
             request_id = f"{job_id}/{next(self._executions)}"
             asked = await self._dialect.parse(_input(job), id=request_id, prompt_fallback=FALLBACK_PROMPT)
-            async with ProgressFeed(lambda update: self._tell(job_id, update), self._progress_seconds) as feed:
+            async with ProgressFeed(
+                lambda update: self._tell(job_id, update), self._progress_seconds
+            ) as feed:
                 result = await self._submit(asked.request, feed)
                 answer = await self._guard(asked, result, job_id, bucket)
         except ServingError as error:

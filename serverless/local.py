@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core.pipeline import Catalog
-from core.service import Submit
 from core.request import Image, InferenceRequest, Size
 from core.result import InferenceResult, OnProgress
+from core.service import Submit
 
 DEFAULT_INPUT = "test_input.json"
 
@@ -18,6 +18,11 @@ class Encode(Protocol):
 
 class BadTestInput(Exception):
     """A sentence for the person who typed the command."""
+
+
+def job_for(argument: str | None, *, needed: bool) -> dict[str, Any] | None:
+    """What ``--test_input`` names; without it the default job where one is needed, else none."""
+    return job_of(argument or DEFAULT_INPUT) if argument or needed else None
 
 
 def job_of(argument: str) -> dict[str, Any]:

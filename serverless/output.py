@@ -22,7 +22,10 @@ from serverless.bucket import Bucket, Put
 Render = Callable[[FlatJob, InferenceResult], Awaitable[dict[str, Any]]]
 
 MB = 1_000_000  # as the platform counts
-SMALLER: tuple[ImageFormat, ...] = ("jpeg", "webp")  # tried in this order: WebP is the smaller and by far the slower
+SMALLER: tuple[ImageFormat, ...] = (
+    "jpeg",
+    "webp",
+)  # tried in this order: WebP is the smaller and by far the slower
 
 
 def renderer(dialect: FlatDialect) -> Render:

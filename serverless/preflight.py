@@ -58,9 +58,9 @@ def findings(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
         yield _port(settings)
     yield from _weights(settings, spec)
     yield _memory()
-    yield _device(spec)
     if settings.bucket_endpoint_url or settings.bucket_access_key_id or settings.bucket_secret_access_key:
         yield _bucket(settings)
+    yield _device(spec)  # last: it takes seconds
 
 
 def _port(settings: Settings) -> Finding:
@@ -84,7 +84,7 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
             there,
             "MODEL_DIR holds a diffusers checkpoint"
             if there
-            else "MODEL_DIR holds no model_index.json; point it at a checkpoint in the diffusers folder layout",
+            else "MODEL_DIR holds no model_index.json; point it at a checkpoint in diffusers' folder layout",
         )
         return
     repository = settings.hub_cache / f"models--{spec.source.replace('/', '--')}"
@@ -112,7 +112,9 @@ def _disk(folder: Path, needed_gb: float, variable: str) -> Finding:
         remedy = f"about {needed_gb:.0f} GB are needed; free some or set {variable} to a larger disk"
         return Finding("disk", False, f"{sentence}, {remedy}")
     if usage.free < LEAST_DISK_PART * usage.total:
-        remedy = "under a tenth, at which the RunPod SDK ends a worker; free some or set RUNPOD_MIN_DISK_PERCENT"
+        remedy = (
+            "under a tenth, at which the RunPod SDK ends a worker; free some or set RUNPOD_MIN_DISK_PERCENT"
+        )
         return Finding("disk", False, f"{sentence}, {remedy}")
     return Finding("disk", True, sentence)
 
@@ -202,7 +204,7 @@ def _bucket(settings: Settings) -> Finding:
     missing = [name for name, value in given.items() if not value]
     if missing:
         return Finding("bucket", False, f"{', '.join(missing)} missing; set all three or none")
-    bucket = bucket_of(settings)
+    bucket = Bucket.of_settings(settings)
     assert bucket is not None
     try:
         bucket.sign("check", "image/png")
@@ -214,16 +216,3 @@ def _bucket(settings: Settings) -> Finding:
             f"BUCKET_ENDPOINT_URL cannot be used ({type(error).__name__}); check it and the network",
         )
     return Finding("bucket", True, "its endpoint answers; the keys are tried with the first large result")
-
-
-def bucket_of(settings: Settings) -> Bucket | None:
-    """The operator's bucket when all of its settings are there, as in the SDK."""
-    key_id, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
-    if not (settings.bucket_endpoint_url and key_id and secret):
-        return None
-    return Bucket(
-        endpoint=settings.bucket_endpoint_url,
-        key_id=key_id.get_secret_value(),
-        secret=secret.get_secret_value(),
-        name=settings.bucket_name,
-    )

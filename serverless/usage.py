@@ -13,10 +13,20 @@ _SDK_PREFIX = "--rp_"
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What was asked for. ``test_input`` is a file's name or inline JSON."""
+    """What was asked for.
 
-    check: bool
-    test_input: str | None
+    test_input: a file's name or inline JSON.
+    for_sdk:    options of the SDK's own were given.
+    serving:    neither a check nor a test: take jobs or serve HTTP.
+    """
+
+    check: bool = False
+    test_input: str | None = None
+    for_sdk: bool = False
+
+    @property
+    def serving(self) -> bool:
+        return not self.check and self.test_input is None
 
 
 def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) -> Command:
@@ -42,11 +52,9 @@ def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) ->
         metavar="FILE|JSON",
         help=f"run one job and save its pictures to OUTPUT_DIR (default job: {DEFAULT_INPUT})",
     )
-    if any(argument.startswith(_SDK_PREFIX) for argument in arguments):
-        known, _ = parser.parse_known_args(arguments)
-    else:
-        known = parser.parse_args(arguments)
-    return Command(check=known.check, test_input=known.test_input)
+    for_sdk = any(argument.startswith(_SDK_PREFIX) for argument in arguments)
+    known = parser.parse_known_args(arguments)[0] if for_sdk else parser.parse_args(arguments)
+    return Command(check=known.check, test_input=known.test_input, for_sdk=for_sdk)
 
 
 def table(settings: Iterable[tuple[str, str, str]], width: int = 100) -> str:

@@ -28,12 +28,14 @@ def serve(
     fitness: Sequence[Check] = (),
     drain_seconds: float,
     on_limit: Callable[[], object],
+    failed: Callable[[], bool],
     log_level: str,
 ) -> None:
     """Take jobs until SIGTERM, then finish those taken; returns when the last answer was posted.
 
     slots:    jobs held at once. Constant: the SDK empties the worker whenever it changes.
     on_limit: makes unfinished jobs end; called ``drain_seconds`` after SIGTERM, or at a second one.
+    failed:   whether the process is to end as a failure; asked when SIGTERM comes before the loop runs.
     """
     import runpod
     from runpod.serverless import worker as sdk
@@ -46,12 +48,13 @@ def serve(
         rp_scale.JobScaler = draining(rp_scale.JobScaler, drain_seconds, on_limit)
     else:
         log.warning("this runpod release is not the expected one, leaving may take 90 s: %s", problem)
+    _be_brief(log_level)
     for check in fitness:
         runpod.serverless.register_fitness_check(check)
     # Until the SDK's loop has its own handler nothing has been taken, so there is nothing to finish.
     # Without this, process 1 of a container would ignore the signal while the weights load.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    _start(runpod, handle, slots, log_level)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1 if failed() else 0))
+    _start(runpod, handle, slots)
 
 
 def run_once(handle: Handle, job: dict[str, Any], *, log_level: str) -> None:
@@ -59,16 +62,20 @@ def run_once(handle: Handle, job: dict[str, Any], *, log_level: str) -> None:
     import runpod
 
     sys.argv = [sys.argv[0], "--test_input", json.dumps(job)]
-    _start(runpod, handle, 1, log_level)
+    _be_brief(log_level)
+    _start(runpod, handle, 1)
 
 
-def _start(runpod: Any, handle: Handle, slots: int, log_level: str) -> None:
+def _be_brief(log_level: str) -> None:
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    RunPodLogger().level = log_level  # at the SDK's own default, DEBUG, it prints every answer
+
+
+def _start(runpod: Any, handle: Handle, slots: int) -> None:
     async def handler(job: dict[str, Any]) -> dict[str, Any]:
         return await handle(job)
 
-    from runpod.serverless.modules.rp_logger import RunPodLogger
-
-    RunPodLogger().level = log_level  # at its default, DEBUG, it prints every answer
     runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _: slots})
 
 

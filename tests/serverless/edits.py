@@ -36,4 +36,3 @@ def is_own(job: dict[str, Any], answer: dict[str, Any]) -> bool:
 
 def dialect(intake: ImageIntake) -> FlatDialect:
     return FlatDialect(catalog=CATALOG, intake=intake)
-

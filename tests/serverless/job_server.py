@@ -86,9 +86,9 @@ class JobServer:
         self._release_stop_polls = True
         self._note("stop polls released")
 
-    async def until(self, holds: Callable[[], object], timeout: float = 30.0) -> None:
+    async def until(self, holds: Callable[[], object], within: float = 30.0) -> None:
         """Wait until ``holds()``; looked at after everything that happens here."""
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(within):
             while not holds():
                 await self._next_event()
 

@@ -1,21 +1,24 @@
 """A model that paints what it was asked, so that an answer which went astray shows in its colour."""
 
 import hashlib
+import random
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.errors import DeviceLost, ServingError
+from core.errors import DeviceLost
 from core.pipeline import Catalog, PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 
 POISON = "poison"  # a prompt with which the row's step raises
+NOISE = "noise"  # a prompt whose picture no format makes small
 LOST = "device lost"  # a prompt that takes the device along
 
 SPEC = PipelineSpec(
     name="painting",
-    factory="tests:nothing",
+    factory="__main__:load",
     source="builtin:painting",
     steps=4,
     cfg=1.0,
@@ -35,7 +38,10 @@ def colour(prompt: str, seed: int, steps: int) -> tuple[int, int, int]:
 
 def painted(request: InferenceRequest) -> InferenceResult:
     width, height = request.canvas
-    pixels = bytes(colour(request.prompt, request.seed, request.steps)) * (width * height)
+    if request.prompt == NOISE:
+        pixels = random.Random(request.seed).randbytes(3 * width * height)
+    else:
+        pixels = bytes(colour(request.prompt, request.seed, request.steps)) * (width * height)
     return InferenceResult(
         id=request.id,
         image=Image(pixels=pixels, width=width, height=height),
@@ -60,13 +66,15 @@ class Row:
 
 
 class PaintingPipeline:
-    """``step_seconds`` is what a forward takes, whatever the number of rows; ``forwards`` keeps those."""
+    """step_seconds: what a forward takes, whatever the number of rows.
 
-    lightning_enabled = False
+    ``forwards`` keeps when each one ended, and its rows.
+    """
 
     def __init__(self, step_seconds: float) -> None:
+        self.lightning_enabled = False
         self.caches: dict[str, dict[str, int]] = {}
-        self.forwards: list[int] = []
+        self.forwards: list[tuple[float, int]] = []
         self._step_seconds = step_seconds
         self._never = threading.Event()
 
@@ -80,22 +88,9 @@ class PaintingPipeline:
         if POISON in prompts:
             raise ValueError("poison")
         self._never.wait(self._step_seconds)
-        self.forwards.append(len(states))
+        self.forwards.append((time.monotonic(), len(states)))
         for state in states:
             state.done += 1
 
     def decode(self, states: Sequence[Row]) -> list[InferenceResult]:
         return [painted(state.request) for state in states]
-
-
-class PaintingModels:
-    """In the place of the model manager. ``fault`` is what loading meets, every time."""
-
-    def __init__(self, pipeline: PaintingPipeline, fault: ServingError | None = None) -> None:
-        self._pipeline = pipeline
-        self._fault = fault
-
-    def acquire(self, name: str) -> PaintingPipeline:
-        if self._fault is not None:
-            raise self._fault
-        return self._pipeline
