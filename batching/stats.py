@@ -1,0 +1,34 @@
+"""``MuxStats``: what the mux shows of itself, and the identity that nothing is lost by."""
+
+from dataclasses import dataclass, field
+
+from batching.job import JobState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MuxStats:
+    """A consistent snapshot.
+
+    jobs:          accepted jobs by the state they are in now.
+    batch_sizes:   how many steps were run with so many rows.
+    stage_seconds: device time by stage (acquire, prepare, step, decode).
+    retry_after:   seconds after which a refused caller should try again.
+    fatal:         why this process must be replaced, or None.
+    """
+
+    accepted: int
+    jobs: dict[JobState, int]
+    batch_sizes: dict[int, int] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    retry_after: float = 0.0
+    draining: bool = False
+    fatal: str | None = None
+
+    @property
+    def balanced(self) -> bool:
+        """accepted = succeeded + failed + cancelled + expired + queued + running"""
+        return self.accepted == sum(self.jobs.values())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"accepted": self.accepted, **{str(state): count for state, count in self.jobs.items()}}
