@@ -7,10 +7,9 @@ import sys
 from functools import partial
 from typing import Any
 
-from batching.mux import BatchMux, BatchPolicy
-
 import settings
 from api.intake import ImageIntake
+from batching.mux import BatchMux, BatchPolicy
 from core.errors import ServingError
 from core.pipeline import Catalog
 from core.service import Health, port

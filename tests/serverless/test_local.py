@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from api.intake import ImageIntake, IntakeOptions
 from core.request import InferenceRequest
 from core.result import InferenceResult, OnProgress
-from serverless.local import BadTestInput, Recorder, job_of, printable
+from serverless.local import BadTestInput, Recorder, job_for, job_of, printable
 from tests.serverless.edits import dialect, job
 from tests.serverless.painting import CATALOG, colour, painted
 
@@ -21,6 +21,17 @@ def test_a_file_and_inline_json_are_told_apart(tmp_path: Path) -> None:
     file.write_text(json.dumps(job("a")))
     assert job_of(str(file)) == job("a")
     assert job_of(json.dumps(job("a"))) == job("a")
+
+
+def test_the_default_job_is_run_only_where_nothing_else_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python handler.py`` on a laptop edits the photograph; on RunPod it must not."""
+    monkeypatch.chdir(tmp_path)
+    Path("test_input.json").write_text(json.dumps(job("a")))
+    assert job_for(None, needed=True) == job("a")
+    assert job_for(None, needed=False) is None
+    assert job_for(json.dumps(job("b")), needed=False) == job("b")
 
 
 @pytest.mark.parametrize(
@@ -60,10 +71,10 @@ def test_pictures_are_saved_before_and_after(tmp_path: Path, capsys: pytest.Capt
             return asked.request
 
     request = asyncio.run(main())
-    before = Pillow.open(tmp_path / "out/before.png")
-    after = Pillow.open(tmp_path / "out/after.png")
-    assert (before.size, before.getpixel((0, 0))) == ((64, 48), (10, 120, 200))
-    assert (after.size, after.getpixel((0, 0))) == ((50, 40), colour("paint", request.seed, 4))
+    with Pillow.open(tmp_path / "out/before.png") as before:
+        assert (before.size, before.getpixel((0, 0))) == ((64, 48), (10, 120, 200))
+    with Pillow.open(tmp_path / "out/after.png") as after:
+        assert (after.size, after.getpixel((0, 0))) == ((50, 40), colour("paint", request.seed, 4))
     printed = capsys.readouterr().out
     assert str(tmp_path / "out/before.png") in printed
     assert str(tmp_path / "out/after.png") in printed
