@@ -5,8 +5,9 @@ The README's table is generated from this class: the description is the document
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+MIB = 2**20
 
 
 class Settings(BaseSettings):
@@ -49,12 +51,21 @@ class Settings(BaseSettings):
         None, description="folder of the default model's checkpoint, instead of its hub id"
     )
     local_only: bool = Field(False, description="1 never asks a model hub for anything")
+    hf_token: SecretStr | None = Field(None, description="token for gated checkpoints of the model hub")
+    hf_endpoint: str = Field("https://huggingface.co", description="address of the model hub")
+    hf_hub_cache: UserPath | None = Field(
+        None,
+        validation_alias=AliasChoices("hf_hub_cache", "huggingface_hub_cache"),
+        description="folder of downloaded checkpoints (default: HF_HOME/hub)",
+    )
+    hf_home: UserPath = Field(
+        Path("~/.cache/huggingface"), validate_default=True, description="home of the model hub's client"
+    )
     cache_dir: UserPath = Field(
         Path("~/.cache/batchmux"),
         validate_default=True,
         description="where the built-in pocket checkpoint is built",
     )
-    hf_token: SecretStr | None = Field(None, description="token for gated or private checkpoints")
     precision_mode: Literal["bf16", "fp32"] = Field(
         "bf16", description="number format of the weights on a GPU; a CPU always computes in fp32"
     )
@@ -129,6 +140,9 @@ class Settings(BaseSettings):
     )
 
     # RunPod worker and local test
+    runpod_log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
+        "INFO", description="least severe log line of the RunPod SDK; DEBUG prints every result in full"
+    )
     output_dir: UserPath | None = Field(
         None, description="folder in which --test_input saves before and after pictures (default: out)"
     )
@@ -161,7 +175,7 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("log_level", mode="before")
+    @field_validator("log_level", "runpod_log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
@@ -182,8 +196,54 @@ class Settings(BaseSettings):
     @classmethod
     def _one_process(cls, value: int) -> int:
         if value != 1:
-            raise ValueError("one process owns one device here; set it to 1 and start one worker per GPU")
+            raise ValueError(
+                "one process owns one device, and two would load the model twice; leave it at 1 and start "
+                "one process for each device, each on its own API_PORT, behind a load balancer"
+            )
         return value
+
+    # The settings in the words, and the units, of the parts that take them.
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """For ``pipelines.registry.catalog``."""
+        return {
+            "reference_area": self.reference_area,
+            "condition_area": self.condition_area,
+            "steps": self.default_steps,
+            "cfg": self.default_cfg_scale,
+        }
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """For ``pipelines.manager.ModelOptions``."""
+        return {
+            "model_dir": self.model_dir,
+            "local_only": self.local_only,
+            "token": self.hf_token.get_secret_value() if self.hf_token else None,
+            "cache_dir": self.cache_dir,
+            "precision": self.precision_mode,
+            "max_models": self.max_models_cache,
+            "condition_cache_bytes": self.condition_cache_mb * MIB,
+        }
+
+    @property
+    def batching(self) -> dict[str, Any]:
+        """For ``batching.policy.BatchPolicy``."""
+        return {
+            "max_batch_size": self.batch_size,
+            "max_wait": self.batch_timeout_ms / 1000,
+            "max_queue": self.max_queue,
+            "max_queue_bytes": self.max_queue_mb * MIB,
+            "max_batch_tokens": self.max_batch_tokens,
+            "join": self.batch_join,
+            "order": self.batch_order,
+        }
+
+    @property
+    def hub_cache(self) -> Path:
+        """Where downloaded checkpoints lie."""
+        return self.hf_hub_cache or self.hf_home / "hub"
 
 
 # Settings of the seed's worker that change the picture or the memory, and that this version does
@@ -215,7 +275,9 @@ def load() -> Settings:
         settings = Settings()
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)
-        lines += [f"{_variable(str(e['loc'][0]), given)}: {e['msg']}" for e in wrong]
+        lines += [
+            f"{_variable(str(e['loc'][0]), given)}: {e['msg'].removeprefix('Value error, ')}" for e in wrong
+        ]
     if lines:
         raise BadSettings("\n".join(lines))
     return settings
@@ -227,3 +289,19 @@ def _variable(location: str, given: dict[str, str]) -> str:
     alias = field.validation_alias if field else None
     names = [str(c) for c in alias.choices] if isinstance(alias, AliasChoices) else [location]
     return next((n.upper() for n in names if given.get(n.upper())), location.upper())
+
+
+def on_runpod() -> bool:
+    """Whether RunPod started this process, also when ``load`` fails."""
+    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """(variable, default, description) of every setting; ``--help``, README and .env.example show these."""
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        variable = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
+        default = field.default
+        if isinstance(default, bool):
+            default = int(default)
+        yield variable.upper(), str(default) if default or default == 0 else "", field.description or ""

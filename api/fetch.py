@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from api.addresses import is_public
 from api.budget import Lease
-from core.errors import RequestError
+from core.errors import RequestError, UpstreamError
 
 if TYPE_CHECKING:
     import aiohttp
@@ -69,6 +69,28 @@ class GuardedFetch:
             ) from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise RequestError("image_fetch_failed", "the image could not be fetched") from None
+
+    async def put(self, url: str, body: bytes, content_type: str) -> None:
+        """Send a file under the same guard, following no redirect. ``url`` may be signed: it leaves as it is.
+
+        Raises ``RequestError`` ``url_not_allowed``, and ``UpstreamError`` unless the server took it.
+        """
+        aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
+        try:
+            async with asyncio.timeout(self._timeout), AsyncExitStack() as stack:
+                addresses = await self._checked_addresses(_url(url))
+                session = await stack.enter_async_context(_session(aiohttp, addresses))
+                sending = session.put(
+                    _parse(url, encoded=True),
+                    data=body,
+                    headers={"Content-Type": content_type},
+                    allow_redirects=False,
+                )
+                status = (await stack.enter_async_context(sending)).status
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+            raise UpstreamError("upstream_error", "the file's server cannot be reached") from None
+        if not 200 <= status < 300:
+            raise UpstreamError("upstream_error", f"the file's server answered {status}")
 
     async def _follow(self, aiohttp: Any, text: str, lease: Lease) -> bytes:
         target = _url(text)
@@ -163,11 +185,11 @@ def _url(text: str) -> "URL":
     return target
 
 
-def _parse(text: str) -> "URL":
+def _parse(text: str, *, encoded: bool = False) -> "URL":
     from yarl import URL  # comes with aiohttp: the parser that dials is the parser that checks
 
     try:
-        return URL(text)
+        return URL(text, encoded=encoded)
     except ValueError:
         raise _refusal() from None
 

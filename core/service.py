@@ -1,5 +1,8 @@
 """The port between the edges and whatever computes: ``submit`` and a look at its health."""
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +16,15 @@ class Submit(Protocol):
     async def __call__(
         self, request: InferenceRequest, on_progress: OnProgress | None = None
     ) -> InferenceResult: ...
+
+
+def port(submit: Callable[[InferenceRequest, OnProgress | None], Future[InferenceResult]]) -> Submit:
+    """``submit`` of the threads' side, to be awaited: the one place where futures of the two kinds meet."""
+
+    async def awaited(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
+        return await asyncio.wrap_future(submit(request, on_progress))
+
+    return awaited
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,77 @@
+"""The program: settings → models → mux → RunPod's job loop, one job on this machine, or an HTTP server."""
+
+import logging
+import os
+import signal
+import sys
+from functools import partial
+from typing import Any
+
+import settings
+from api.intake import ImageIntake
+from batching.mux import BatchMux, BatchPolicy
+from core.errors import ServingError
+from core.pipeline import Catalog
+from core.service import Health, port
+from pipelines.manager import ModelManager, ModelOptions
+from pipelines.registry import catalog
+from serverless import local, modes, usage
+
+log = logging.getLogger("batchmux")
+
+
+def main(arguments: list[str]) -> int:
+    command = usage.parse(arguments, settings.describe())
+    try:
+        config = settings.load()
+        rows = catalog(config.default_model, **config.row)
+        if command.check:
+            from serverless import preflight
+
+            return preflight.report(config, rows.default)
+        served = config.standalone_mode or settings.on_runpod() or command.for_sdk
+        job = local.job_for(command.test_input, needed=not served)
+    except (settings.BadSettings, local.BadTestInput, ServingError) as error:
+        return modes.cannot_start(error, serving=command.serving)
+    logging.basicConfig(level=config.log_level, format="%(levelname)-7s| %(name)s | %(message)s")
+    return run(config, rows, ModelManager(rows, ModelOptions(**config.loading)), job)
+
+
+def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dict[str, Any] | None) -> int:
+    """One of the three modes until its end; 0 when all went well. Tests bring their own ``models``."""
+    fatal: list[str] = []
+
+    def end(reason: str) -> None:
+        fatal.append(reason)
+        os.kill(os.getpid(), signal.SIGTERM)  # which both loops answer by finishing what they hold
+
+    def health() -> Health:
+        stats, loaded = mux.stats(), models.status()
+        state = "loading" if loaded.state == "idle" else loaded.state
+        return Health(
+            state="failed" if stats.fatal else "draining" if stats.draining else state,
+            model=rows.default.name,
+            detail=stats.fatal or loaded.detail,
+            gpu_available=bool(loaded.gpu_available),
+            lightning_enabled=loaded.lightning_enabled,
+            counts=stats.counts,
+            caches={name: dict(counts) for name, counts in loaded.caches.items()},
+        )
+
+    policy, pictures = BatchPolicy(**config.batching), modes.intake_options(config)
+    with BatchMux(models.acquire, policy, on_fatal=end) as mux, ImageIntake(pictures) as intake:
+        mode = modes.Modes(settings=config, catalog=rows, submit=port(mux.submit), intake=intake)
+        warm = partial(mux.warm, rows.default.name)
+        if job is not None:
+            mode.run_once(job)
+        elif config.standalone_mode:
+            mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm)
+        else:
+            mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
+        stats = mux.stats()
+        log.info("ended with %s; rows in a step: %s", stats.counts, stats.batch_sizes)
+    return 1 if fatal else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,60 @@
+"""What must hold before the first job is taken, as the SDK's fitness checks.
+
+A check that raises ends the process, and the platform starts another one: right for a broken device,
+a costly loop for a fault that a fresh start does not mend. Those are logged, and each job is then
+answered with the same sentence, because the mux meets the same fault.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+
+from core.errors import DeviceLost, ServingError
+from core.pipeline import PipelineSpec
+from core.request import Image, Task
+from core.service import Submit
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[], Awaitable[None]]
+
+WARM_UP_STEPS = 2  # with one step the stock solver's schedule is degenerate
+
+
+def checks(weights: Future[None], submit: Submit, spec: PipelineSpec) -> list[Check]:
+    """In the order in which they are to run.
+
+    weights: becomes done when the default model is loaded.
+    """
+
+    async def weights_are_loaded() -> None:
+        loaded: asyncio.Future[None] = asyncio.wrap_future(weights)
+        await _unless_permanent(loaded)
+
+    async def warm_up_succeeds() -> None:
+        if weights.exception() is None:
+            grey = Image(pixels=b"\x80" * (3 * 64 * 64), width=64, height=64, digest="warm-up")
+            request = spec.request(
+                id="warm-up",
+                task=Task.EDIT,
+                prompt="warm-up",
+                images=(grey,),
+                width=spec.min_side,
+                height=spec.min_side,
+                steps=WARM_UP_STEPS,
+                cfg=1.0,
+                seed=0,
+            )
+            await _unless_permanent(submit(request))
+
+    return [weights_are_loaded, warm_up_succeeds]
+
+
+async def _unless_permanent(work: Awaitable[object]) -> None:
+    try:
+        await work
+    except DeviceLost:
+        raise
+    except ServingError as error:
+        log.error("%s; every job will be answered with this until it is mended", error.message)

@@ -1,0 +1,131 @@
+"""One job in, one answer out: the handler that the SDK calls. Knows no SDK.
+
+Whatever happens, the SDK gets a dict it can post. The one exception is a stop signal: the SDK
+cancels the task, and the cancellation is passed on so that the row leaves its batch.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from api.flat import FALLBACK_PROMPT, FlatDialect
+from core.errors import ExecutionError, RequestError, ServingError
+from core.service import Submit
+from serverless.bucket import Bucket
+from serverless.output import OutputGuard, refusal
+from serverless.progress import ProgressFeed
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[str, dict[str, object]], Awaitable[None]]
+
+
+class JobHandler:
+    """Use from one event loop.
+
+    tell:     posts a progress update of a job.
+    remember: answers kept for jobs that are delivered again after they succeeded.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        dialect: FlatDialect,
+        guard: OutputGuard,
+        tell: Tell,
+        *,
+        progress_seconds: float = 1.0,
+        remember: int = 8,
+    ) -> None:
+        self._submit = submit
+        self._dialect = dialect
+        self._guard = guard
+        self._tell = tell
+        self._progress_seconds = progress_seconds
+        self._remember = remember
+        self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._answered: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._executions = itertools.count(1)
+
+    async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The answer to ``job``. A job that is delivered twice runs once, and both get its answer."""
+        job_id = str(job["id"])
+        if job_id in self._answered:
+            return dict(self._answered[job_id])
+        running = self._running.get(job_id)
+        if running is None:
+            running = asyncio.ensure_future(self._answer(job, job_id))
+            self._running[job_id] = running
+            running.add_done_callback(lambda _: self._running.pop(job_id, None))
+        try:
+            # A copy: the SDK takes keys out of what it is given.
+            return dict(await asyncio.shield(running))
+        except asyncio.CancelledError:
+            if not _being_cancelled():
+                return refusal(RequestError("cancelled", "the job was stopped"))
+            running.cancel()
+            raise
+
+    async def _answer(self, job: dict[str, Any], job_id: str) -> dict[str, Any]:
+        try:
+            bucket = Bucket.of_job(job["s3Config"]) if job.get("s3Config") is not None else None
+            # Unique also when a stopped job comes again while its row is still leaving the batch.
+            request_id = f"{job_id}/{next(self._executions)}"
+            asked = await self._dialect.parse(_input(job), id=request_id, prompt_fallback=FALLBACK_PROMPT)
+            async with ProgressFeed(
+                lambda update: self._tell(job_id, update), self._progress_seconds
+            ) as feed:
+                result = await self._submit(asked.request, feed)
+                answer = await self._guard(asked, result, job_id, bucket)
+        except ServingError as error:
+            return refusal(error)
+        except asyncio.CancelledError:
+            if _being_cancelled():
+                raise
+            return refusal(RequestError("cancelled", "the job was stopped"))
+        except Exception:
+            log.exception("job %s failed outside the pipeline", job_id)
+            return refusal(ExecutionError("pipeline_error", "the job failed inside the worker; see its log"))
+        self._answered[job_id] = answer
+        while len(self._answered) > self._remember:
+            self._answered.popitem(last=False)
+        return answer
+
+
+def _input(job: dict[str, Any]) -> dict[str, Any]:
+    given = job.get("input")
+    if not isinstance(given, dict):
+        raise RequestError(
+            "invalid_parameter",
+            'the job has no "input" object; send {"input": {"prompt": …, "image_base64": …}}',
+            param="input",
+        )
+    if "openai_route" in given or "openai_input" in given:
+        raise RequestError(
+            "invalid_parameter",
+            "this worker does not serve OpenAI routes; send prompt and image_base64 in input",
+            param="openai_route",
+        )
+    for value in given.values():
+        # The SDK's JSON reader lets half a surrogate pair pass, and no writer can send it back.
+        if isinstance(value, str) and not value.isascii() and not _is_unicode(value):
+            raise RequestError(
+                "invalid_parameter", "a text in input holds half a surrogate pair; send valid Unicode"
+            )
+    return given
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

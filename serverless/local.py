@@ -1,0 +1,87 @@
+"""``--test_input``: one job on this machine, its pictures saved before and after."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from core.pipeline import Catalog
+from core.request import Image, InferenceRequest, Size
+from core.result import InferenceResult, OnProgress
+from core.service import Submit
+
+DEFAULT_INPUT = "test_input.json"
+
+
+class Encode(Protocol):
+    async def __call__(self, image: Image, image_format: Any, size: Size) -> bytes: ...
+
+
+class BadTestInput(Exception):
+    """A sentence for the person who typed the command."""
+
+
+def job_for(argument: str | None, *, needed: bool) -> dict[str, Any] | None:
+    """What ``--test_input`` names; without it the default job where one is needed, else none."""
+    return job_of(argument or DEFAULT_INPUT) if argument or needed else None
+
+
+def job_of(argument: str) -> dict[str, Any]:
+    """The job of an existing file's content, or of inline JSON. Raises ``BadTestInput``."""
+    text, where = argument, "--test_input"
+    if not argument.lstrip().startswith("{"):
+        path = Path(argument)
+        if not path.is_file():
+            raise BadTestInput(f"{argument}: no such file; give a JSON file or inline JSON to --test_input")
+        try:
+            text, where = path.read_text("utf-8"), argument
+        except (OSError, UnicodeDecodeError):
+            raise BadTestInput(f"{argument} cannot be read as text") from None
+    try:
+        job = json.loads(text)
+    except ValueError as error:
+        raise BadTestInput(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(job, dict) or not isinstance(job.get("input"), dict):
+        raise BadTestInput(f'{where} must look like {{"input": {{"prompt": …, "image_base64": …}}}}')
+    return job
+
+
+class Recorder:
+    """A ``submit`` that also saves what went in and what came out, as PNG."""
+
+    def __init__(self, submit: Submit, encode: Encode, catalog: Catalog, folder: Path) -> None:
+        self._submit = submit
+        self._encode = encode
+        self._catalog = catalog
+        self._folder = folder
+
+    async def __call__(
+        self, request: InferenceRequest, on_progress: OnProgress | None = None
+    ) -> InferenceResult:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(request.images, 1):
+            suffix = "" if number == 1 else f"-{number}"
+            await self._save(f"before{suffix}.png", image, image.size)
+        result = await self._submit(request, on_progress)
+        await self._save("after.png", result.image, request.size)
+        print(
+            f"{request.model}: {request.steps} steps in {result.inference_seconds:.2f} s, seed {request.seed}"
+        )
+        if self._catalog.get(request.model).source.startswith("builtin:"):
+            print(
+                f"The weights of {request.model} are random: the picture shows that the path works, "
+                "and has no other meaning."
+            )
+        return result
+
+    async def _save(self, name: str, image: Image, size: Size) -> None:
+        path = self._folder / name
+        path.write_bytes(await self._encode(image, "png", size))
+        print(f"{path.stem}: {path} ({size[0]}x{size[1]})")
+
+
+def printable(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer without the picture's text, for the SDK prints what a local job returns."""
+    image = answer.get("image")
+    if not isinstance(image, str):
+        return answer
+    return answer | {"image": f"({len(image)} characters of base64)"}

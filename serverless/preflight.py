@@ -1,0 +1,218 @@
+"""``--check``: what would keep this worker from working here, and how to mend it. Loads no model."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from core.errors import RequestError
+from core.pipeline import PipelineSpec
+from serverless.bucket import Bucket
+from settings import Settings
+
+TIMEOUT = (3.0, 5.0)  # seconds to connect, seconds to answer
+LEAST_MEMORY_GB = 4.0  # below this the SDK's own fitness check ends the worker (rp_system_fitness.py)
+LEAST_DISK_PART = 0.1  # as above
+
+# A child process asks, so that this one stays light and survives a broken installation.
+_ASK_DEVICE = """
+import json, torch
+found = torch.cuda.is_available()
+print(json.dumps({
+    "torch": torch.__version__, "cuda": torch.version.cuda, "found": found,
+    "name": torch.cuda.get_device_name(0) if found else None,
+    "gb": torch.cuda.get_device_properties(0).total_memory / 1e9 if found else 0,
+}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    subject: str
+    good: bool
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{'ok     ' if self.good else 'PROBLEM'}  {self.subject:<8} {self.sentence}"
+
+
+def report(settings: Settings, spec: PipelineSpec) -> int:
+    """Print every finding as it is made. 0 when all is well, else 1."""
+    problems = 0
+    for finding in findings(settings, spec):
+        print(finding, flush=True)
+        problems += not finding.good
+    print(f"{problems} problem{'s' * (problems != 1)} found" if problems else "all is well")
+    return 1 if problems else 0
+
+
+def findings(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
+    yield Finding("config", True, f"serves {spec.name} ({spec.licence or 'licence unknown'})")
+    if settings.standalone_mode:
+        yield _port(settings)
+    yield from _weights(settings, spec)
+    yield _memory()
+    if settings.bucket_endpoint_url or settings.bucket_access_key_id or settings.bucket_secret_access_key:
+        yield _bucket(settings)
+    yield _device(spec)  # last: it takes seconds
+
+
+def _port(settings: Settings) -> Finding:
+    where = f"{settings.api_host}:{settings.api_port}"
+    try:
+        with socket.create_server((settings.api_host, settings.api_port)):
+            return Finding("port", True, f"{where} is free")
+    except OSError as error:
+        return Finding("port", False, f"{where} cannot be used ({error.strerror}); set API_PORT or API_HOST")
+
+
+def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
+    if spec.source.startswith("builtin:"):
+        yield _disk(settings.cache_dir.expanduser(), 0.1, "CACHE_DIR")
+        yield Finding("weights", True, f"{spec.name} is built here; its weights are random")
+        return
+    if settings.model_dir is not None:
+        there = (settings.model_dir / "model_index.json").is_file()
+        yield Finding(
+            "weights",
+            there,
+            "MODEL_DIR holds a diffusers checkpoint"
+            if there
+            else "MODEL_DIR holds no model_index.json; point it at a checkpoint in diffusers' folder layout",
+        )
+        return
+    repository = settings.hub_cache / f"models--{spec.source.replace('/', '--')}"
+    cached = any(repository.glob("snapshots/*/model_index.json"))
+    if cached:
+        yield Finding("weights", True, f"{spec.source} is in the cache")
+    elif settings.local_only:
+        yield Finding(
+            "weights",
+            False,
+            f"{spec.source} is not in {settings.hub_cache} and LOCAL_ONLY=1 forbids fetching it; "
+            "set MODEL_DIR, or fetch it once with LOCAL_ONLY=0",
+        )
+    else:
+        yield _disk(settings.hub_cache, spec.vram_gb or 1.0, "HF_HOME")
+    if not settings.local_only:
+        yield _hub(settings, spec)
+
+
+def _disk(folder: Path, needed_gb: float, variable: str) -> Finding:
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    usage = shutil.disk_usage(existing)
+    sentence = f"{usage.free / 1e9:.0f} GB free at {existing}"
+    if usage.free < needed_gb * 1e9:
+        remedy = f"about {needed_gb:.0f} GB are needed; free some or set {variable} to a larger disk"
+        return Finding("disk", False, f"{sentence}, {remedy}")
+    if usage.free < LEAST_DISK_PART * usage.total:
+        remedy = (
+            "under a tenth, at which the RunPod SDK ends a worker; free some or set RUNPOD_MIN_DISK_PERCENT"
+        )
+        return Finding("disk", False, f"{sentence}, {remedy}")
+    return Finding("disk", True, sentence)
+
+
+def _hub(settings: Settings, spec: PipelineSpec) -> Finding:
+    token = settings.hf_token.get_secret_value() if settings.hf_token else None
+    try:
+        answer = requests.get(
+            f"{settings.hf_endpoint.rstrip('/')}/api/models/{spec.source}",
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=TIMEOUT,
+            allow_redirects=False,
+        )
+    except requests.RequestException as error:
+        return Finding(
+            "hub",
+            False,
+            f"{settings.hf_endpoint} cannot be reached ({type(error).__name__}); check the network and "
+            "HF_ENDPOINT, or set LOCAL_ONLY=1 when the weights are here already",
+        )
+    match answer.status_code:
+        case 200 | 307:
+            return Finding("hub", True, f"{spec.source} can be fetched")
+        case 401 | 403 if token:
+            return Finding(
+                "hub",
+                False,
+                f"the hub refuses HF_TOKEN for {spec.source}; renew the token or accept the model's licence "
+                "on its page",
+            )
+        case 401 | 403:
+            return Finding(
+                "hub", False, f"{spec.source} needs a token; accept its licence, then set HF_TOKEN"
+            )
+        case status:
+            return Finding(
+                "hub", False, f"the hub answers {status} for {spec.source}; check HF_ENDPOINT, try later"
+            )
+
+
+def _memory() -> Finding:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1e6
+    except (OSError, StopIteration, ValueError):
+        return Finding("memory", True, "unknown on this system")
+    sentence = f"{available:.1f} GB available"
+    if available >= LEAST_MEMORY_GB:
+        return Finding("memory", True, sentence)
+    remedy = "the RunPod SDK ends a worker below 4 GB; choose a larger machine or set RUNPOD_MIN_MEMORY_GB"
+    return Finding("memory", False, f"{sentence}; {remedy}")
+
+
+def _device(spec: PipelineSpec) -> Finding:
+    try:
+        child = subprocess.run(  # noqa: S603 - this interpreter, and a constant
+            [sys.executable, "-c", _ASK_DEVICE], capture_output=True, text=True, timeout=120, check=True
+        )
+        device = json.loads(child.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return Finding("device", False, "torch cannot be imported; run make run, or pip install torch")
+    if device["found"]:
+        sentence = f"{device['name']} with {device['gb']:.0f} GB, torch {device['torch']}"
+        if spec.vram_gb and device["gb"] < spec.vram_gb:
+            remedy = f"{spec.name} needs about {spec.vram_gb:.0f} GB; choose a larger card"
+            return Finding("device", False, f"{sentence}; {remedy}")
+        return Finding("device", True, sentence)
+    if not spec.needs_gpu:
+        return Finding("device", True, f"no GPU; {spec.name} runs on the CPU, torch {device['torch']}")
+    if device["cuda"] is None:
+        reason = f"torch {device['torch']} is a build for CPUs"
+    elif shutil.which("nvidia-smi"):
+        reason = f"the driver does not suit CUDA {device['cuda']} of torch {device['torch']}; update it"
+    else:
+        reason = "there is no NVIDIA driver here"
+    return Finding(
+        "device", False, f"{spec.name} needs a GPU and {reason}; DEFAULT_MODEL=pocket-edit runs without one"
+    )
+
+
+def _bucket(settings: Settings) -> Finding:
+    given = {
+        "BUCKET_ENDPOINT_URL": settings.bucket_endpoint_url,
+        "BUCKET_ACCESS_KEY_ID": settings.bucket_access_key_id,
+        "BUCKET_SECRET_ACCESS_KEY": settings.bucket_secret_access_key,
+    }
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        return Finding("bucket", False, f"{', '.join(missing)} missing; set all three or none")
+    bucket = Bucket.of_settings(settings)
+    assert bucket is not None
+    try:
+        bucket.sign("check", "image/png")
+        requests.get(bucket.endpoint, timeout=TIMEOUT, allow_redirects=False)
+    except (RequestError, requests.RequestException) as error:
+        return Finding(
+            "bucket",
+            False,
+            f"BUCKET_ENDPOINT_URL cannot be used ({type(error).__name__}); check it and the network",
+        )
+    return Finding("bucket", True, "its endpoint answers; the keys are tried with the first large result")

@@ -1,0 +1,96 @@
+"""A model that paints what it was asked, so that an answer which went astray shows in its colour."""
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import DeviceLost
+from core.pipeline import Catalog, PipelineSpec
+from core.request import Image, InferenceRequest
+from core.result import InferenceResult
+
+POISON = "poison"  # a prompt with which the row's step raises
+NOISE = "noise"  # a prompt whose picture no format makes small
+LOST = "device lost"  # a prompt that takes the device along
+
+SPEC = PipelineSpec(
+    name="painting",
+    factory="__main__:load",
+    source="builtin:painting",
+    steps=4,
+    cfg=1.0,
+    output_area=64 * 64,
+    reference_area=64 * 64,
+    condition_area=64 * 64,
+    min_side=16,
+    needs_gpu=False,
+)
+CATALOG = Catalog([SPEC], default=SPEC.name)
+
+
+def colour(prompt: str, seed: int, steps: int) -> tuple[int, int, int]:
+    red, green, blue = hashlib.sha256(f"{prompt}|{seed}|{steps}".encode()).digest()[:3]
+    return red, green, blue
+
+
+def painted(request: InferenceRequest) -> InferenceResult:
+    width, height = request.canvas
+    if request.prompt == NOISE:
+        pixels = random.Random(request.seed).randbytes(3 * width * height)
+    else:
+        pixels = bytes(colour(request.prompt, request.seed, request.steps)) * (width * height)
+    return InferenceResult(
+        id=request.id,
+        image=Image(pixels=pixels, width=width, height=height),
+        model=request.model,
+        seed=request.seed,
+        steps=request.steps,
+    )
+
+
+@dataclass
+class Row:
+    request: InferenceRequest
+    done: int = 0
+
+    @property
+    def remaining(self) -> int:
+        return self.request.steps - self.done
+
+    @property
+    def finished(self) -> bool:
+        return self.remaining == 0
+
+
+class PaintingPipeline:
+    """step_seconds: what a forward takes, whatever the number of rows.
+
+    ``forwards`` keeps when each one ended, and its rows.
+    """
+
+    def __init__(self, step_seconds: float) -> None:
+        self.lightning_enabled = False
+        self.caches: dict[str, dict[str, int]] = {}
+        self.forwards: list[tuple[float, int]] = []
+        self._step_seconds = step_seconds
+        self._never = threading.Event()
+
+    def prepare(self, requests: Sequence[InferenceRequest]) -> list[Row]:
+        return [Row(request) for request in requests]
+
+    def step(self, states: Sequence[Row]) -> None:
+        prompts = {state.request.prompt for state in states}
+        if LOST in prompts:
+            raise DeviceLost
+        if POISON in prompts:
+            raise ValueError("poison")
+        self._never.wait(self._step_seconds)
+        self.forwards.append((time.monotonic(), len(states)))
+        for state in states:
+            state.done += 1
+
+    def decode(self, states: Sequence[Row]) -> list[InferenceResult]:
+        return [painted(state.request) for state in states]

@@ -1,0 +1,71 @@
+"""What ends a worker before its first job, and what must not."""
+
+import asyncio
+from concurrent.futures import Future
+
+import pytest
+
+from core.errors import CapacityError, DeviceLost, ServingError
+from core.request import InferenceRequest
+from core.result import InferenceResult, OnProgress
+from serverless.fitness import checks
+from tests.serverless.painting import SPEC, painted
+
+
+class Port:
+    def __init__(self, fault: ServingError | None = None) -> None:
+        self.fault = fault
+        self.requests: list[InferenceRequest] = []
+
+    async def __call__(
+        self, request: InferenceRequest, on_progress: OnProgress | None = None
+    ) -> InferenceResult:
+        self.requests.append(request)
+        if self.fault:
+            raise self.fault
+        return painted(request)
+
+
+def run(port: Port, fault: ServingError | None = None) -> None:
+    weights: Future[None] = Future()
+    if fault:
+        weights.set_exception(fault)
+    else:
+        weights.set_result(None)
+
+    async def main() -> None:
+        for check in checks(weights, port, SPEC):
+            await check()
+
+    asyncio.run(main())
+
+
+def test_a_small_edit_warms_the_model_up() -> None:
+    """The first caller should not be the one to find that the model cannot run."""
+    port = Port()
+    run(port)
+    (request,) = port.requests
+    assert request.size == (SPEC.min_side, SPEC.min_side)
+    assert request.steps == 2
+
+
+def test_a_model_that_cannot_load_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """A restart would meet the same fault, at the operator's cost; each job is answered with it instead."""
+    port = Port()
+    run(port, CapacityError("not_ready", "set DEFAULT_MODEL=pocket-edit"))
+    assert "DEFAULT_MODEL=pocket-edit; every job will be answered with this" in caplog.text
+    assert port.requests == []
+
+
+def test_a_failing_warm_up_does_not_end_the_worker() -> None:
+    """Other requests may well work."""
+    run(Port(CapacityError("gpu_out_of_memory", "too small")))
+
+
+@pytest.mark.parametrize(
+    ("loading", "warm_up"), [(DeviceLost(), None), (None, DeviceLost())], ids=["loading", "warm-up"]
+)
+def test_a_lost_device_ends_the_worker(loading: DeviceLost | None, warm_up: DeviceLost | None) -> None:
+    """Another machine may have a sound one."""
+    with pytest.raises(DeviceLost):
+        run(Port(warm_up), loading)

@@ -1,0 +1,279 @@
+"""One job in, one answer out, whatever happens in between."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from api.intake import ImageIntake, IntakeOptions
+from core.errors import CapacityError, OutOfDeviceMemory
+from core.request import InferenceRequest
+from core.result import InferenceResult, OnProgress, Progress
+from serverless.jobs import JobHandler
+from serverless.output import OutputGuard, renderer
+from tests.serverless.edits import dialect, is_own, job
+from tests.serverless.painting import painted
+
+Scenario = Callable[["Bench"], Awaitable[None]]
+
+
+class Bench:
+    """A handler around a ``submit`` that waits at ``gate``, and keeps what it was asked."""
+
+    def __init__(self, intake: ImageIntake, progress_seconds: float) -> None:
+        self.gate = asyncio.Event()
+        self.submitted: list[InferenceRequest] = []
+        self.arrived = asyncio.Event()
+        self.cancelled: list[str] = []
+        self.told: list[dict[str, object]] = []
+        self.telling = asyncio.Event()
+        self.tell_gate = asyncio.Event()
+        self.on_progress: OnProgress | None = None
+        self.fault: BaseException | None = None
+        language = dialect(intake)
+        guard = OutputGuard(renderer(language), 18_000_000, None, _no_upload)
+        self.handler = JobHandler(
+            self.submit, language, guard, self.tell, progress_seconds=progress_seconds, remember=2
+        )
+
+    async def submit(
+        self, request: InferenceRequest, on_progress: OnProgress | None = None
+    ) -> InferenceResult:
+        self.submitted.append(request)
+        self.on_progress = on_progress
+        self.arrived.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.id)
+            raise
+        if self.fault is not None:
+            raise self.fault
+        return painted(request)
+
+    async def tell(self, job_id: str, update: dict[str, object]) -> None:
+        self.telling.set()
+        await self.tell_gate.wait()
+        self.told.append(update)
+
+
+async def _no_upload(url: str, body: bytes, content_type: str) -> None:
+    raise AssertionError("nothing is to be uploaded here")
+
+
+def run(scenario: Scenario, progress_seconds: float = 60.0) -> None:
+    async def main() -> None:
+        with ImageIntake(IntakeOptions()) as intake:
+            async with asyncio.timeout(20):
+                await scenario(Bench(intake, progress_seconds))
+
+    asyncio.run(main())
+
+
+def test_an_answer_is_the_flat_dialects() -> None:
+    """Clients of the HTTP routes and of RunPod read the same fields."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        asked = job("a", num_inference_steps=3, width=48, height=32)
+        answer = await bench.handler(asked)
+        assert is_own(asked, answer)
+        assert {"image", "prompt", "num_inference_steps", "lightning_enabled", "seed"} <= answer.keys()
+
+    run(scenario)
+
+
+def test_a_missing_prompt_falls_back() -> None:
+    """The first worker's clients may leave it out."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        asked = job("a")
+        del asked["input"]["prompt"]
+        assert (await bench.handler(asked))["prompt"] == "Enhance the image"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"input": None}, "invalid_parameter", '"input" object'),
+        ({"input": "draw a cat"}, "invalid_parameter", '"input" object'),
+        ({"input": {}}, "invalid_parameter", "image_url or image_base64"),
+        ({"input": {"image_base64": "!"}}, "invalid_image", "base64"),
+        ({"input": {"image_base64": "", "promt": "x"}}, "unknown_field", "'prompt'"),
+        ({"input": {"openai_route": "/v1/images/edits", "openai_input": {}}}, "invalid_parameter", "OpenAI"),
+        ({"input": {"image_base64": "aGk=", "prompt": "\ud800"}}, "invalid_parameter", "Unicode"),
+        ({"input": {"image_base64": "aGk=", "num_inference_steps": True}}, "invalid_parameter", "integer"),
+        ({"input": {"image_base64": "aGk=", "true_cfg_scale": float("nan")}}, "invalid_parameter", "finite"),
+        ({"s3Config": {"bucketName": "b"}}, "invalid_parameter", "endpointUrl"),
+        ({"s3Config": "s3://b"}, "invalid_parameter", "s3Config"),
+    ],
+)
+def test_a_job_that_cannot_be_understood_is_answered(change: dict[str, Any], code: str, words: str) -> None:
+    """Anything raised here would reach the caller as a traceback with this machine's name in it."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        answer = await bench.handler(job("a") | change)
+        assert isinstance(answer["error"], str)
+        assert answer["code"] == code
+        assert words in answer["message"]
+        json.dumps(answer, allow_nan=False).encode()
+        assert bench.submitted == []
+
+    run(scenario)
+
+
+def test_a_job_without_input_is_answered() -> None:
+    """The platform's batch endpoint may deliver one."""
+
+    async def scenario(bench: Bench) -> None:
+        assert (await bench.handler({"id": "a"}))["code"] == "invalid_parameter"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "retryable"),
+    [
+        (CapacityError("queue_full", "256 wait already"), "queue_full", True),
+        (OutOfDeviceMemory(), "gpu_out_of_memory", False),
+        (RuntimeError("secret /root/path"), "pipeline_error", False),
+    ],
+)
+def test_a_failure_is_plain_text_with_a_code_beside(fault: Exception, code: str, retryable: bool) -> None:
+    """The SDK's clients show ``error`` as it is, and drop a dict."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        bench.fault = fault
+        answer = await bench.handler(job("a"))
+        assert (answer["code"], answer["retryable"]) == (code, retryable)
+        assert "secret" not in answer["error"]
+
+    run(scenario)
+
+
+def test_a_job_delivered_twice_runs_once_and_both_are_answered() -> None:
+    """The platform delivers again when it has lost sight of a worker."""
+
+    async def scenario(bench: Bench) -> None:
+        asked = job("a")
+        twice = [asyncio.create_task(bench.handler(asked)) for _ in range(2)]
+        await bench.arrived.wait()
+        bench.gate.set()
+        first, second = await asyncio.gather(*twice)
+        assert first == second
+        assert first is not second, "the SDK takes keys out of what it gets"
+        first.clear()
+        assert await bench.handler(asked) == second, "also when it comes after the answer"
+        assert len(bench.submitted) == 1
+
+    run(scenario)
+
+
+def test_a_failed_job_that_comes_again_is_tried_again() -> None:
+    """RunPod's retry keeps the id."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        bench.fault = CapacityError("queue_full", "full")
+        assert "error" in await bench.handler(job("a"))
+        bench.fault = None
+        assert "image" in await bench.handler(job("a"))
+        first, second = bench.submitted
+        assert first.id != second.id
+
+    run(scenario)
+
+
+def test_only_the_latest_answers_are_remembered() -> None:
+    """They are megabytes each."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        for job_id in ("a", "b", "c", "a"):
+            await bench.handler(job(job_id))
+        assert [request.id.split("/")[0] for request in bench.submitted] == ["a", "b", "c", "a"]
+
+    run(scenario)
+
+
+def test_a_stop_signal_drops_the_row_and_is_passed_on() -> None:
+    """The SDK cancels the task of a stopped job and posts nothing for it."""
+
+    async def scenario(bench: Bench) -> None:
+        task = asyncio.create_task(bench.handler(job("a")))
+        await bench.arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert bench.cancelled == [bench.submitted[0].id]
+
+    run(scenario)
+
+
+def test_stopping_one_of_two_deliveries_answers_the_other() -> None:
+    """The SDK knows only the later task of an id; the earlier one must not wait for ever."""
+
+    async def scenario(bench: Bench) -> None:
+        asked = job("a")
+        first = asyncio.create_task(bench.handler(asked))
+        await bench.arrived.wait()
+        second = asyncio.create_task(bench.handler(asked))
+        await asyncio.sleep(0)
+        second.cancel()
+        assert (await first)["code"] == "cancelled"
+
+    run(scenario)
+
+
+def test_a_cancellation_from_below_is_an_answer() -> None:
+    """An escaping CancelledError would lose the job without a word."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        bench.fault = asyncio.CancelledError()
+        assert (await bench.handler(job("a")))["code"] == "cancelled"
+
+    run(scenario)
+
+
+def test_progress_is_told_and_ended_before_the_answer() -> None:
+    """An update that lands after the result re-opens the job on the platform."""
+
+    async def scenario(bench: Bench) -> None:
+        task = asyncio.create_task(bench.handler(job("a")))
+        await bench.arrived.wait()
+        assert bench.on_progress is not None
+        bench.on_progress(Progress(state="running", step=1, steps=4))
+        await bench.telling.wait()
+        bench.gate.set()
+        done, _ = await asyncio.wait({task}, timeout=0.05)
+        assert not done, "the answer must wait for the update that is under way"
+        bench.on_progress(Progress(state="running", step=4, steps=4))
+        bench.tell_gate.set()
+        assert "image" in await task
+        assert bench.told == [{"state": "running", "step": 1, "steps": 4}]
+
+    run(scenario, progress_seconds=0.01)
+
+
+def test_a_short_job_tells_nothing() -> None:
+    """Updates cost a connection each."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        task = asyncio.create_task(bench.handler(job("a")))
+        await bench.arrived.wait()
+        assert bench.on_progress is not None
+        bench.on_progress(Progress(state="running", step=1, steps=4))
+        await task
+        assert not bench.telling.is_set()
+
+    run(scenario)

@@ -1,0 +1,87 @@
+"""``--test_input``: what is run, and what is saved."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pillow
+
+from api.intake import ImageIntake, IntakeOptions
+from core.request import InferenceRequest
+from core.result import InferenceResult, OnProgress
+from serverless.local import BadTestInput, Recorder, job_for, job_of, printable
+from tests.serverless.edits import dialect, job
+from tests.serverless.painting import CATALOG, colour, painted
+
+
+def test_a_file_and_inline_json_are_told_apart(tmp_path: Path) -> None:
+    """The SDK alone takes only JSON and ends with a traceback when it is given a file."""
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job("a")))
+    assert job_of(str(file)) == job("a")
+    assert job_of(json.dumps(job("a"))) == job("a")
+
+
+def test_the_default_job_is_run_only_where_nothing_else_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python handler.py`` on a laptop edits the photograph; on RunPod it must not."""
+    monkeypatch.chdir(tmp_path)
+    Path("test_input.json").write_text(json.dumps(job("a")))
+    assert job_for(None, needed=True) == job("a")
+    assert job_for(None, needed=False) is None
+    assert job_for(json.dumps(job("b")), needed=False) == job("b")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("missing.json", "missing.json: no such file"),
+        ("{broken", "--test_input is not valid JSON"),
+        ("{}", "must look like"),
+        ('{"input": "text"}', "must look like"),
+        ("[1]", "no such file"),
+    ],
+)
+def test_what_is_no_job_is_a_sentence(argument: str, words: str) -> None:
+    """It is read by the person who typed it."""
+    with pytest.raises(BadTestInput, match=words):
+        job_of(argument)
+
+
+def test_a_file_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    """A picture in the place of the job is an easy slip."""
+    file = tmp_path / "photo.png"
+    file.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(BadTestInput, match="cannot be read as text"):
+        job_of(str(file))
+
+
+def test_pictures_are_saved_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demonstration is to look at both."""
+
+    async def submit(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
+        return painted(request)
+
+    async def main() -> InferenceRequest:
+        with ImageIntake(IntakeOptions()) as intake:
+            asked = await dialect(intake).parse(job("a", width=50, height=40)["input"], id="a")
+            await Recorder(submit, intake.encode, CATALOG, tmp_path / "out")(asked.request)
+            return asked.request
+
+    request = asyncio.run(main())
+    with Pillow.open(tmp_path / "out/before.png") as before:
+        assert (before.size, before.getpixel((0, 0))) == ((64, 48), (10, 120, 200))
+    with Pillow.open(tmp_path / "out/after.png") as after:
+        assert (after.size, after.getpixel((0, 0))) == ((50, 40), colour("paint", request.seed, 4))
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "out/before.png") in printed
+    assert str(tmp_path / "out/after.png") in printed
+    assert "weights of painting are random" in printed, "nobody may take the picture for an edit"
+
+
+def test_the_printed_answer_holds_no_picture() -> None:
+    """The SDK prints the result: kilobytes of base64 would hide the lines that matter."""
+    assert printable({"image": "abcd", "seed": 1}) == {"image": "(4 characters of base64)", "seed": 1}
+    assert printable({"error": "no"}) == {"error": "no"}

@@ -1,0 +1,214 @@
+"""The program as its users start it."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import requests
+from PIL import Image as Pillow
+
+from tests.serverless.edits import job, photograph
+from tests.serverless.job_server import JobServer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment(tmp_path: Path, **given: str) -> dict[str, str]:
+    """This process's, with the pocket checkpoint and nobody's caches."""
+    own = {
+        "DEFAULT_MODEL": "pocket-edit",
+        "CACHE_DIR": str(tmp_path / "cache"),
+        "HF_HOME": str(tmp_path / "hf"),
+        "OUTPUT_DIR": str(tmp_path / "out"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return os.environ | own | given
+
+
+def handler(
+    tmp_path: Path, *arguments: str, cwd: Path = ROOT, given: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(ROOT / "handler.py"), *arguments],
+        cwd=cwd,
+        env=environment(tmp_path, **(given or {})),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_importing_it_loads_nothing_heavy_and_starts_nothing() -> None:
+    """The SDK's tools import handlers; health checks wait for the first second of a start."""
+    heavy = {"torch", "diffusers", "transformers", "fastapi", "uvicorn", "runpod", "boto3", "aiohttp"}
+    script = (
+        "import sys, threading, handler\n"
+        f"print(sorted({heavy!r} & set(sys.modules)), threading.active_count())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[] 1", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("BATCH_SIZE", "many", "BATCH_SIZE"),
+        ("DEFAULT_MODEL", "pocket-edt", "DEFAULT_MODEL: no such model here; did you mean 'pocket-edit'?"),
+        ("API_WORKERS", "2", "API_WORKERS: one process owns one device"),
+        ("MAX_OUTPUT_MB", "20", "MAX_OUTPUT_MB"),
+    ],
+)
+def test_a_bad_setting_stops_with_its_name(tmp_path: Path, variable: str, value: str, words: str) -> None:
+    """One sentence, no traceback."""
+    done = handler(tmp_path, "--check", given={variable: value})
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_setting_on_the_platform_answers_the_jobs(tmp_path: Path) -> None:
+    """There, ending means being started again, for ever."""
+
+    async def main() -> None:
+        async with JobServer() as server:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "handler.py"),
+                cwd=ROOT,
+                env=environment(tmp_path, **server.environment(), DEFAULT_MODEL="pocket-edt"),
+            )
+            server.add([job("a")])
+            await server.until(lambda: server.results)
+            assert "did you mean 'pocket-edit'?" in server.answer("a")["error"]
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 5) == 0
+
+    asyncio.run(main())
+
+
+def test_a_real_model_without_a_gpu_answers_the_jobs_with_the_way_out(tmp_path: Path) -> None:
+    """Never a silent fallback to another model."""
+
+    async def main() -> None:
+        async with JobServer() as server:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "handler.py"),
+                cwd=ROOT,
+                env=environment(tmp_path, **server.environment(), DEFAULT_MODEL="qwen-image-edit-2509"),
+            )
+            server.add([job("a")])
+            await server.until(lambda: server.results)
+            answer = server.answer("a")
+            assert "DEFAULT_MODEL=pocket-edit" in answer["error"]
+            assert answer["output"]["code"] == "not_ready"
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 5) == 0
+
+    asyncio.run(main())
+
+
+def test_check_and_help(tmp_path: Path) -> None:
+    """The two things to try first."""
+    checked = handler(tmp_path, "--check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "all is well" in checked.stdout
+    helped = handler(tmp_path, "--help")
+    assert helped.returncode == 0
+    assert "DEFAULT_MODEL" in helped.stdout
+
+
+def test_check_names_the_missing_gpu(tmp_path: Path) -> None:
+    """And says what would work."""
+    done = handler(tmp_path, "--check", given={"DEFAULT_MODEL": "qwen-image-edit-2509", "LOCAL_ONLY": "1"})
+    assert done.returncode == 1
+    assert "DEFAULT_MODEL=pocket-edit runs without one" in done.stdout
+
+
+def small_job() -> str:
+    wishes = {"width": 80, "height": 64, "num_inference_steps": 2}
+    return json.dumps({"input": {"prompt": "paint", "image_base64": photograph(), **wishes}})
+
+
+@pytest.mark.parametrize("how", ["bare", "path", "inline"])
+def test_the_local_test_edits_and_saves(tmp_path: Path, how: str) -> None:
+    """Through the SDK's own local path, which alone takes neither of the first two."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "test_input.json").write_text(small_job())
+    (folder / "other.json").write_text(small_job())
+    arguments = {
+        "bare": ["--test_input"],
+        "path": ["--test_input", "other.json"],
+        "inline": ["--test_input", small_job()],
+    }[how]
+    done = handler(tmp_path, *arguments, cwd=folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for name, size in (("before", (64, 48)), ("after", (80, 64))):
+        with Pillow.open(tmp_path / f"out/{name}.png") as picture:
+            assert picture.size == size
+    assert str(tmp_path / "out/after.png") in done.stdout
+    assert "weights of pocket-edit are random" in done.stdout
+    assert "completed successfully" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "words"),
+    [
+        ("missing.json", 2, "no such file"),
+        ("{broken", 2, "not valid JSON"),
+        ('{"input": {"prompt": "no picture"}}', 1, "Either image_url or image_base64 required"),
+    ],
+)
+def test_a_local_test_that_fails_says_so_and_exits_non_zero(
+    tmp_path: Path, argument: str, status: int, words: str
+) -> None:
+    """Scripts look at the status."""
+    done = handler(tmp_path, "--test_input", argument)
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
+
+
+def test_the_http_mode_serves_and_drains(tmp_path: Path) -> None:
+    """The same program, the same edges; it warns that nobody is asked for a key."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "handler.py")],
+        cwd=ROOT,
+        env=environment(tmp_path, STANDALONE_MODE="1", API_HOST="0.0.0.0", API_PORT=str(port)),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "NO AUTHENTICATION" in line:
+                break
+        else:
+            raise AssertionError("no warning")
+        with requests.Session() as session:
+            session.mount("http://", requests.adapters.HTTPAdapter(max_retries=_until_it_listens()))
+            base = f"http://127.0.0.1:{port}"
+            health = session.get(f"{base}/health", timeout=10).json()
+            assert health["model"] == "pocket-edit"
+            answer = session.post(f"{base}/runsync", data=small_job(), timeout=60)
+            assert answer.status_code == 200, answer.text[:500]
+            assert answer.json()["prompt"] == "paint"
+            health = session.get(f"{base}/health", timeout=10).json()
+            assert (health["status"], health["jobs"]["succeeded"]) == ("ready", 1)
+    finally:
+        process.terminate()
+        _, rest = process.communicate(timeout=20)
+    assert process.returncode == 0, rest
+
+
+def _until_it_listens() -> requests.adapters.Retry:
+    return requests.adapters.Retry(connect=20, backoff_factor=0.05, backoff_max=0.5)
