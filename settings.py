@@ -4,7 +4,6 @@ A bad value stops start-up with a sentence that names the variable. An empty val
 The README's table is generated from this class: the description is the documentation.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -147,6 +146,18 @@ class BadSettings(Exception):
     """One line per wrong variable, for a person to read at start-up."""
 
 
+def describe() -> list[tuple[str, str, str]]:
+    """(variable, default, description) of every setting; README and ``.env.example`` show these."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        variable = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
+        default = int(field.default) if isinstance(field.default, bool) else field.default
+        shown = str(default) if default or default == 0 else ""
+        rows.append((variable.upper(), shown, field.description or ""))
+    return rows
+
+
 def load() -> Settings:
     """Read the environment. Raises ``BadSettings``."""
     try:
@@ -157,14 +168,3 @@ def load() -> Settings:
             for e in error.errors(include_url=False, include_input=False)
         ]
         raise BadSettings("\n".join(lines)) from None
-
-
-def describe() -> Iterator[tuple[str, str, str]]:
-    """(variable, default, description) of every setting; ``--help``, README and .env.example show these."""
-    for name, field in Settings.model_fields.items():
-        alias = field.validation_alias
-        variable = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
-        default = field.default
-        if isinstance(default, bool):
-            default = int(default)
-        yield variable.upper(), str(default) if default or default == 0 else "", field.description or ""
