@@ -270,3 +270,13 @@ def test_make_names_the_missing_python(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "Python 3.11 or newer is needed" in done.stderr
+
+
+def test_continuous_integration_runs_the_suite_once() -> None:
+    """`make check` runs the tests; the `make test` after it must not run them again, nor be missing."""
+    [command] = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.startswith("make")]
+    plan = subprocess.run(
+        [*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert command == "make check test"
+    assert plan.stdout.count("-m pytest") == 1
