@@ -37,8 +37,13 @@ fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the settings ta
 	$(PY) -m ruff check --fix .
 	$(PY) docs/generate.py
 
-bench: $(VENV)/.dev ## run every benchmark and print its table
-	$(PY) -m benchmarks
+bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when it misses a target
+	@status=0; \
+	for file in $$(grep -l __main__ benchmarks/*.py); do \
+		echo "== $$file"; \
+		$(PY) -m benchmarks.$$(basename $$file .py) || status=1; \
+	done; \
+	exit $$status
 
 $(VENV)/.runtime: requirements.txt | $(PY)
 	@echo "Installing requirements.txt into $(VENV); the first time takes some minutes."
