@@ -46,7 +46,7 @@ TEST_TRICKS = {
     "pytest.skip": "a test that does not run proves nothing",
     "pytest.importorskip": "a test that does not run proves nothing",
 }
-MOST_LINES = {"handler.py": 80}
+MOST_LINES = {"handler.py": 80, "tests": 500}  # a table of cases may be long
 CEILING = 350
 NOBODYS_FILES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 
@@ -102,7 +102,7 @@ def violations(root: Path) -> list[str]:
         text = path.read_text()
         tree = ast.parse(text)
         top = where.split("/")[0].removesuffix(".py")
-        limit = MOST_LINES.get(where, CEILING)
+        limit = MOST_LINES.get(where, MOST_LINES.get(top, CEILING))
         lines = len(text.splitlines())
         if lines > limit:
             found.append(f"{where}: {lines} lines are over the limit of {limit}")
@@ -201,6 +201,7 @@ PLANTED = [
     ("tests/test_x.py", "from unittest import mock", "unittest.mock: a patch"),
     ("tests/test_x.py", "def t(monkeypatch):\n    monkeypatch.setattr(1, 2)", "monkeypatch.setattr: a patch"),
     ("api/x.py", "a = 1\n" * 349, "351 lines are over the limit of 350"),
+    ("tests/test_x.py", "a = 1\n" * 499, "501 lines are over the limit of 500"),
     ("handler.py", "a = 1\n" * 79, "81 lines are over the limit of 80"),
 ]
 
