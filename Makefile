@@ -1,7 +1,72 @@
-PY := .venv/bin/python
+# Every word works in a .venv of its own, which it makes and keeps up to date with requirements*.txt.
+# pip's own configuration decides where packages come from (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf).
 
-check:
+.DEFAULT_GOAL := help
+.PHONY: help run serve test check lint types fix bench
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
+MODEL := $(or $(DEFAULT_MODEL),pocket-edit)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+run: $(VENV)/.runtime ## edit the photograph of test_input.json here, through RunPod's local path
+	DEFAULT_MODEL=$(MODEL) $(PY) handler.py --test_input
+
+serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoint
+	STANDALONE_MODE=1 DEFAULT_MODEL=$(MODEL) $(PY) handler.py
+
+test: $(VENV)/.dev ## run the tests
+	$(PY) -m pytest
+
+check: lint types test ## everything that must hold before a commit: format, lint, types, tests
+
+lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(VENV)/bin/hadolint Dockerfile
+
+types: $(VENV)/.dev
 	$(PY) -m mypy .
-	$(PY) -m pytest
+
+fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the settings tables
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+	$(PY) docs/generate.py
+
+bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when it misses a target
+	@status=0; \
+	for file in $$(grep -l __main__ benchmarks/*.py); do \
+		echo "== $$file"; \
+		$(PY) -m benchmarks.$$(basename $$file .py) || status=1; \
+	done; \
+	exit $$status
+
+$(VENV)/.runtime: requirements.txt | $(PY)
+	@echo "Installing requirements.txt into $(VENV); the first time takes some minutes."
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# The development requirements include the others, so both stamps are fresh afterwards.
+$(VENV)/.dev: requirements-dev.txt requirements.txt | $(PY)
+	@echo "Installing requirements-dev.txt into $(VENV); the first time takes some minutes."
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $(VENV)/.runtime $@
+
+# A half-made environment is removed, so that the next try starts clean.
+$(PY):
+	@for python in $(PYTHONS); do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Making $(VENV) with $$($$python --version)."; \
+			$$python -m venv $(VENV) && exit 0; \
+			rm -rf $(VENV); \
+			echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; \
+			exit 1; \
+		fi; \
+	done; \
+	echo "Python 3.11 or newer is needed; none was found under the names $(PYTHONS)." >&2; \
+	echo "Install it (on Debian 12 and later: apt-get install python3 python3-venv) and run make again." >&2; \
+	exit 1

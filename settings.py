@@ -259,6 +259,18 @@ class BadSettings(Exception):
     """One line per wrong variable, for a person to read at start-up."""
 
 
+def describe() -> list[tuple[str, str, str]]:
+    """(variable, default, description) of every setting; README and ``.env.example`` show these."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        variable = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
+        default = int(field.default) if isinstance(field.default, bool) else field.default
+        shown = str(default) if default or default == 0 else ""
+        rows.append((variable.upper(), shown, field.description or ""))
+    return rows
+
+
 def load() -> Settings:
     """Read the environment. Raises ``BadSettings``."""
     given = {k: v for k, v in dotenv_values(".env").items() if v} | dict(os.environ)
