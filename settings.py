@@ -5,7 +5,6 @@ The README's table is generated from this class: the description is the document
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,14 +305,3 @@ def _variable(location: str, given: dict[str, str]) -> str:
 def on_runpod() -> bool:
     """Whether RunPod started this process, also when ``load`` fails."""
     return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
-
-
-def describe() -> Iterator[tuple[str, str, str]]:
-    """(variable, default, description) of every setting; ``--help``, README and .env.example show these."""
-    for name, field in Settings.model_fields.items():
-        alias = field.validation_alias
-        variable = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
-        default = field.default
-        if isinstance(default, bool):
-            default = int(default)
-        yield variable.upper(), str(default) if default or default == 0 else "", field.description or ""
