@@ -46,6 +46,7 @@ class Caller(asyncio.BufferedProtocol):
             length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
             self._expected = end + 4 + length
             self._ok = head.startswith(b"http/1.1 200")
+            self._tally.rows += int(head.partition(b"x-batch-size: ")[2].partition(b"\r\n")[0] or 0)
         if self._filled < self._expected:
             return
         self._tally.add(self._sent_at, time.perf_counter(), self._ok, self._expected)
@@ -68,6 +69,7 @@ class Tally:
         self.start, self.end = start, start + seconds
         self.latencies: list[float] = []
         self.total = 0
+        self.rows = 0  # sum of the batch sizes that the answers name
         self.finished = 0
         self.failed = 0
         self.answer_bytes = 0
@@ -118,6 +120,7 @@ def main() -> None:
         json.dumps(
             {
                 "total": tally.total,
+                "batch": tally.rows / tally.total,
                 "finished": tally.finished,
                 "failed": tally.failed,
                 "seconds": options.seconds,
