@@ -12,8 +12,20 @@ from typing import Annotated, Any, Final
 
 import orjson
 import pybase64
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+)
 
+from api.body import LongText
 from api.errors import message_of, status_of
 from api.images import ImageFormat, encode
 from api.intake import ImageIntake, ImageSource
@@ -43,7 +55,20 @@ def _encodable(text: str) -> str:
     return text
 
 
-_Prompt = Annotated[StrictStr, AfterValidator(_encodable)]
+def _text(value: object) -> str | LongText:
+    if not isinstance(value, str | LongText):
+        raise ValueError("should be a valid string")
+    return value
+
+
+def _short(text: object) -> object:
+    if isinstance(text, LongText):
+        raise ValueError("is far over the limit; shorten it")
+    return text
+
+
+_Prompt = Annotated[StrictStr, BeforeValidator(_short), AfterValidator(_encodable)]
+_Picture = Annotated[str | LongText, PlainValidator(_text), WithJsonSchema({"type": "string"})]
 _Int = Annotated[StrictInt, Field(ge=-(2**63), le=2**63)]
 _Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -61,14 +86,14 @@ class FlatInput(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     prompt: _Prompt | None = Field(None, description="what to do to the picture; echoed verbatim")
-    image_url: StrictStr | None = Field(None, description="public http(s) URL; wins over image_base64")
-    image_base64: StrictStr | None = Field(None, description="base64 or data URI")
-    image_url_2: StrictStr | None = Field(None, description="second reference picture")
-    image_base64_2: StrictStr | None = None
-    image_url_3: StrictStr | None = Field(None, description="third reference picture")
-    image_base64_3: StrictStr | None = None
-    image: StrictStr | None = Field(None, description="URL, data URI or base64, told apart by looking")
-    images: list[StrictStr] | None = Field(None, description="1 to 3 pictures, each as in image")
+    image_url: _Picture | None = Field(None, description="public http(s) URL; wins over image_base64")
+    image_base64: _Picture | None = Field(None, description="base64 or data URI")
+    image_url_2: _Picture | None = Field(None, description="second reference picture")
+    image_base64_2: _Picture | None = None
+    image_url_3: _Picture | None = Field(None, description="third reference picture")
+    image_base64_3: _Picture | None = None
+    image: _Picture | None = Field(None, description="URL, data URI or base64, told apart by looking")
+    images: list[_Picture] | None = Field(None, description="1 to 3 pictures, each as in image")
     seed: _Int | None = None
     width: _Int | None = Field(None, description="of the answer, in pixels")
     height: _Int | None = Field(None, description="of the answer, in pixels")

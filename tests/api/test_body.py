@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.body import ClientGone, parse_json, read_body
+from api.body import ClientGone, LongText, parse_json, read_body
 from api.budget import ByteBudget
 from core.errors import CapacityError, RequestError, ServingError
 
@@ -132,6 +132,32 @@ def test_strict_json_only(text: bytes) -> None:
         parse_json(text)
     assert caught.value.code == "invalid_json"
     assert "secret-word" not in caught.value.message
+
+
+LONG_TEXT = "QUJD" * 20_000
+
+
+@pytest.mark.parametrize("text", [LONG_TEXT, "data:image/png;base64," + LONG_TEXT, "x\xe9" * 40_000])
+def test_a_long_string_is_left_where_it_is(text: str) -> None:
+    """Wherever it stands; turning it into a str costs more than all the rest of the parsing."""
+    value = parse_json(json.dumps({"a": [1, text, {"b": text}], "c": "d"}, ensure_ascii=False).encode())
+    for found in (value["a"][1], value["a"][2]["b"]):
+        assert isinstance(found, LongText)
+        assert bytes(found.data).decode() == text
+    assert value["c"] == "d"
+
+
+def test_a_long_string_with_escapes_is_parsed() -> None:
+    """Its bytes are not its text."""
+    assert parse_json(json.dumps([LONG_TEXT + "\n"]).encode()) == [LONG_TEXT + "\n"]
+
+
+def test_a_duplicate_key_is_found_beside_long_strings() -> None:
+    """Also when it is the picture that is named twice, or the name that is long."""
+    with pytest.raises(RequestError, match="twice"):
+        parse_json(f'{{"a":"{LONG_TEXT}","a":"{LONG_TEXT}"}}'.encode())
+    with pytest.raises(RequestError, match="a key is over the limit"):
+        parse_json(f'{{"{LONG_TEXT}":1}}'.encode())
 
 
 Json = st.recursive(
