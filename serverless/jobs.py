@@ -7,8 +7,8 @@ cancels the task, and the cancellation is passed on so that the row leaves its b
 import asyncio
 import itertools
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from api.flat import FALLBACK_PROMPT, FlatDialect
@@ -23,11 +23,17 @@ log = logging.getLogger(__name__)
 Tell = Callable[[str, dict[str, object]], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Delivery:
+    input: object
+    answer: asyncio.Task[dict[str, Any]]
+
+
 class JobHandler:
     """Use from one event loop.
 
     tell:     posts a progress update of a job.
-    remember: answers kept for jobs that are delivered again after they succeeded.
+    remember: answers kept (at least one) for jobs that are delivered again after they succeeded.
     """
 
     def __init__(
@@ -46,28 +52,38 @@ class JobHandler:
         self._tell = tell
         self._progress_seconds = progress_seconds
         self._remember = remember
-        self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
-        self._answered: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._deliveries: dict[str, _Delivery] = {}
         self._executions = itertools.count(1)
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """The answer to ``job``. A job that is delivered twice runs once, and both get its answer."""
         job_id = str(job["id"])
-        if job_id in self._answered:
-            return dict(self._answered[job_id])
-        running = self._running.get(job_id)
-        if running is None:
-            running = asyncio.ensure_future(self._answer(job, job_id))
-            self._running[job_id] = running
-            running.add_done_callback(lambda _: self._running.pop(job_id, None))
+        delivery = self._deliveries.get(job_id)
+        if delivery is None or delivery.input != job.get("input"):
+            delivery = _Delivery(job.get("input"), asyncio.ensure_future(self._answer(job, job_id)))
+            self._deliveries[job_id] = delivery
         try:
             # A copy: the SDK takes keys out of what it is given.
-            return dict(await asyncio.shield(running))
+            answer = dict(await asyncio.shield(delivery.answer))
         except asyncio.CancelledError:
+            self._forget(job_id, delivery)
             if not _being_cancelled():
                 return refusal(RequestError("cancelled", "the job was stopped"))
-            running.cancel()
+            delivery.answer.cancel()
             raise
+        if "error" in answer:
+            self._forget(job_id, delivery)
+        self._forget_oldest()
+        return answer
+
+    def _forget(self, job_id: str, delivery: "_Delivery") -> None:
+        if self._deliveries.get(job_id) is delivery:
+            del self._deliveries[job_id]
+
+    def _forget_oldest(self) -> None:
+        ended = [job_id for job_id, delivery in self._deliveries.items() if delivery.answer.done()]
+        for job_id in ended[: -self._remember]:
+            del self._deliveries[job_id]
 
     async def _answer(self, job: dict[str, Any], job_id: str) -> dict[str, Any]:
         try:
@@ -89,9 +105,6 @@ class JobHandler:
         except Exception:
             log.exception("job %s failed outside the pipeline", job_id)
             return refusal(ExecutionError("pipeline_error", "the job failed inside the worker; see its log"))
-        self._answered[job_id] = answer
-        while len(self._answered) > self._remember:
-            self._answered.popitem(last=False)
         return answer
 
 

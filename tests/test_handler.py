@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 
 from tests.serverless.edits import job, photograph
 from tests.serverless.job_server import JobServer
+from tests.serverless.painting import LOST
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -176,27 +177,33 @@ def test_a_local_test_that_fails_says_so_and_exits_non_zero(
     assert words in done.stdout + done.stderr
 
 
-def test_the_http_mode_serves_and_drains(tmp_path: Path) -> None:
-    """The same program, the same edges; it warns that nobody is asked for a key."""
+def http_server(tmp_path: Path, *command: str, **given: str) -> tuple["subprocess.Popen[str]", str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "handler.py")],
+        [sys.executable, *command],
         cwd=ROOT,
-        env=environment(tmp_path, STANDALONE_MODE="1", API_HOST="0.0.0.0", API_PORT=str(port)),
+        env=environment(tmp_path, STANDALONE_MODE="1", API_PORT=str(port), **given),
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
+    return process, f"http://127.0.0.1:{port}"
+
+
+def patient_session() -> requests.Session:
+    """It tries again until the server listens."""
+    retry = requests.adapters.Retry(connect=20, backoff_factor=0.05, backoff_max=0.5)
+    session = requests.Session()
+    session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
+    return session
+
+
+def test_the_http_mode_serves_and_drains(tmp_path: Path) -> None:
+    """The same program, the same edges; it warns that nobody is asked for a key."""
+    process, base = http_server(tmp_path, "handler.py", API_HOST="0.0.0.0")
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "NO AUTHENTICATION" in line:
-                break
-        else:
-            raise AssertionError("no warning")
-        with requests.Session() as session:
-            session.mount("http://", requests.adapters.HTTPAdapter(max_retries=_until_it_listens()))
-            base = f"http://127.0.0.1:{port}"
+        with patient_session() as session:
             health = session.get(f"{base}/health", timeout=10).json()
             assert health["model"] == "pocket-edit"
             answer = session.post(f"{base}/runsync", data=small_job(), timeout=60)
@@ -206,9 +213,22 @@ def test_the_http_mode_serves_and_drains(tmp_path: Path) -> None:
             assert (health["status"], health["jobs"]["succeeded"]) == ("ready", 1)
     finally:
         process.terminate()
-        _, rest = process.communicate(timeout=20)
-    assert process.returncode == 0, rest
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0, log
+    assert "NO AUTHENTICATION" in log
 
 
-def _until_it_listens() -> requests.adapters.Retry:
-    return requests.adapters.Retry(connect=20, backoff_factor=0.05, backoff_max=0.5)
+def test_a_lost_device_ends_the_http_mode_as_a_failure(tmp_path: Path) -> None:
+    """The caller is answered first; then whoever watches the process starts another one."""
+    process, base = http_server(
+        tmp_path, "-m", "tests.serverless.worker_process", "0.01", API_HOST="127.0.0.1"
+    )
+    try:
+        with patient_session() as session:
+            answer = session.post(f"{base}/runsync", json={"input": job("a", LOST)["input"]}, timeout=20)
+            assert (answer.status_code, answer.json()["code"]) == (503, "device_lost")
+        _, log = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 1, log
+    assert "NO AUTHENTICATION" not in log, "it listens on loopback only"

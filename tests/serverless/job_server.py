@@ -48,7 +48,7 @@ class JobServer:
         app.router.add_get("/v2/ep/job-stop/{worker}", self._stop_poll)
         app.router.add_post("/v2/ep/job-done/{worker}/{job}", self._done)
         app.router.add_get("/v2/ep/ping/{worker}", self._ping)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -135,8 +135,9 @@ class JobServer:
         try:
             if not await self._wait_here(request, lambda: self.queued):
                 return web.Response(status=204)
-        finally:
+        finally:  # also when the client leaves: that cancels this handler
             self.polls -= 1
+            self._note("poll closed")
         jobs, self.queued = self.queued[:most], self.queued[most:]
         self.taken += [job["id"] for job in jobs]
         self._note("taken " + " ".join(job["id"] for job in jobs))

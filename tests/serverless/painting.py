@@ -67,15 +67,17 @@ class Row:
 
 class PaintingPipeline:
     """step_seconds: what a forward takes, whatever the number of rows.
+    lost:         the prompt that takes the device along.
 
     ``forwards`` keeps when each one ended, and its rows.
     """
 
-    def __init__(self, step_seconds: float) -> None:
+    def __init__(self, step_seconds: float, lost: str = LOST) -> None:
         self.lightning_enabled = False
         self.caches: dict[str, dict[str, int]] = {}
         self.forwards: list[tuple[float, int]] = []
         self._step_seconds = step_seconds
+        self._lost = lost
         self._never = threading.Event()
 
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[Row]:
@@ -83,7 +85,7 @@ class PaintingPipeline:
 
     def step(self, states: Sequence[Row]) -> None:
         prompts = {state.request.prompt for state in states}
-        if LOST in prompts:
+        if self._lost in prompts:
             raise DeviceLost
         if POISON in prompts:
             raise ValueError("poison")

@@ -176,6 +176,34 @@ def test_a_job_delivered_twice_runs_once_and_both_are_answered() -> None:
     run(scenario)
 
 
+def test_equal_ids_with_other_inputs_are_other_jobs() -> None:
+    """A remembered answer to another question would be a wrong picture."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        first, other = job("a", "first"), job("a", "other")
+        assert is_own(first, await bench.handler(first))
+        assert is_own(other, await bench.handler(other))
+
+    run(scenario)
+
+
+def test_a_stopped_job_that_comes_again_at_once_is_run() -> None:
+    """It must not be tied to the execution that is still being cancelled."""
+
+    async def scenario(bench: Bench) -> None:
+        task = asyncio.create_task(bench.handler(job("a")))
+        await bench.arrived.wait()
+        task.cancel()
+        bench.gate.set()
+        again = asyncio.create_task(bench.handler(job("a")))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert "image" in await again
+
+    run(scenario)
+
+
 def test_a_failed_job_that_comes_again_is_tried_again() -> None:
     """RunPod's retry keeps the id."""
 

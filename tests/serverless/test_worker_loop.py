@@ -75,9 +75,9 @@ class Worker:
 
 
 def scenario(
-    script: Script, *, step_seconds: float = 0.02, fault: str = "", **environment: str
+    script: Script, *, step_seconds: float = 0.02, fault: str = "", polls: bool = True, **environment: str
 ) -> tuple[JobServer, Worker]:
-    """A worker that polls, then ``script``; a process that is left over is a failure."""
+    """A worker, ``script`` once it polls, and its end; a process that is left over is a failure."""
 
     async def main() -> tuple[JobServer, Worker]:
         async with JobServer() as server:
@@ -93,7 +93,7 @@ def scenario(
             )
             worker = Worker(process)
             try:
-                await server.until(lambda: server.polls and server.stop_polls)
+                await server.until(lambda: not polls or (server.polls and server.stop_polls))
                 await script(server, worker)
                 assert process.returncode is not None, "the script must see the worker end"
             except BaseException:
@@ -213,9 +213,10 @@ def test_a_leaving_worker_finishes_and_posts_what_it_has_and_takes_nothing_more(
     async def script(server: JobServer, worker: Worker) -> None:
         server.refuse_posts = 2
         server.add(jobs)
-        await server.until(lambda: len(server.taken) == 4)
+        await server.until(lambda: len(server.taken) == 4 and server.polls)
         worker.terminate()
-        await worker.says("leaving: no new jobs")
+        await server.until(lambda: not server.polls)
+        await worker.says("leaving: no new jobs, 4 to finish")
         server.add([job("late")])
         assert await worker.ended() == 0
 
@@ -318,6 +319,29 @@ def test_a_lost_device_answers_everyone_and_ends_the_process() -> None:
     assert {answers[0]["output"]["code"] for answers in server.results.values()} == {"device_lost"}
 
 
+def test_a_device_lost_in_the_warm_up_ends_the_process_before_any_job() -> None:
+    """A sound machine can take the jobs; here each of them would be answered with an error."""
+
+    async def script(server: JobServer, worker: Worker) -> None:
+        server.add([job("a")])
+        assert await worker.ended() == 1
+
+    server, _ = scenario(script, fault="lost-at-once", polls=False)
+    assert server.taken == []
+
+
+def test_a_worker_that_is_still_loading_ends_at_once() -> None:
+    """It has taken nothing; and process 1 of a container ignores SIGTERM unless it handles it."""
+
+    async def script(server: JobServer, worker: Worker) -> None:
+        await worker.says("fitness check(s)")
+        started = time.monotonic()
+        await leave(worker)
+        assert time.monotonic() - started < 2.0
+
+    scenario(script, fault="never-loads", polls=False)
+
+
 def test_fitness_runs_before_anything_is_taken_or_told() -> None:
     """The order that this worker relies on, from the SDK itself."""
 
@@ -350,5 +374,5 @@ def test_another_sdk_release_still_works() -> None:
         worker.kill()
         await worker.ended()
 
-    server, _ = scenario(script, fault="stock-loop")
+    server, _ = scenario(script, fault="other-sdk")
     assert "image" in server.answer("a")["output"]

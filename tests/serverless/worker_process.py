@@ -1,33 +1,37 @@
 """The worker of ``handler.py`` around a model that paints: the real mux, manager, edges and SDK.
 
-Arguments: seconds of a step, and optionally what goes wrong: ``cannot-load`` or ``stock-loop``.
-The last line it prints is a report for the test.
+Arguments: seconds of a step, and optionally what goes wrong: ``cannot-load``, ``never-loads``,
+``lost-at-once`` (the device, in the warm-up) or ``other-sdk``. It ends with a report for the test.
 """
 
 import json
 import logging
 import sys
+import threading
 
 import handler
 import settings
 from core.errors import CapacityError
 from core.pipeline import PipelineSpec
 from pipelines.manager import ModelManager, ModelOptions, Report
-from tests.serverless.painting import CATALOG, PaintingPipeline
+from tests.serverless.painting import CATALOG, LOST, PaintingPipeline
 
-pipeline = PaintingPipeline(float(sys.argv[1]))
 fault = sys.argv[2] if len(sys.argv) > 2 else ""
+lost = "warm-up" if fault == "lost-at-once" else LOST
+pipeline = PaintingPipeline(float(sys.argv[1]), lost)
 
 
 def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> PaintingPipeline:
     if fault == "cannot-load":
         raise CapacityError("not_ready", "painting needs a brush; set DEFAULT_MODEL=pocket-edit")
+    if fault == "never-loads":
+        threading.Event().wait()
     return pipeline
 
 
 if __name__ == "__main__":
     sys.argv = sys.argv[:1]  # the SDK reads what is left
-    if fault == "stock-loop":
+    if fault == "other-sdk":
         from runpod.serverless.modules import rp_scale
 
         rp_scale.JobScaler.is_alive = lambda self, now=None: not self._shutdown_event.is_set()
