@@ -14,11 +14,10 @@ Entry = tuple[float, int, Job]  # rank, sequence (unique, so that jobs are never
 class Lane:
     """Waiting jobs are kept sorted by rank; running ones are few and ranked when asked for.
 
-    A job's rank is the time at which it gives way to nobody who comes later:
-    ``arrival + min(stretch * work, overtaking * backlog + 2 * work)``, lowest first. Short jobs rank
-    before long ones, yet no job ranks later than a queue in order of arrival would have needed to come
-    to it, give or take ``overtaking``. The rank of a waiting job never changes, so the order ages
-    without being touched.
+    A job's rank is the time from which it gives way to nobody who comes later:
+    ``arrival + min(stretch * work, backlog + overtaking * work)``, lowest first. Short jobs rank before
+    long ones, yet none much later than a queue in order of arrival would have come to it. The rank of
+    a waiting job never changes, so the order ages without being touched.
 
     unserved_since: when the lane last ran a step, or became busy after that.
     steps_left:     steps that its live jobs still need, added up.
@@ -98,17 +97,15 @@ class Lane:
     def limit(self, rows: int, until: float) -> None:
         self._cap, self._cap_until = max(1, rows), until
 
-    def work(self, job: Job) -> float:
-        """Seconds the job would still need alone; 0 until a step of the lane was seen."""
-        return job.remaining * self.times.estimate(1)
+    def waste(self, rows: int) -> float:
+        """Device seconds that a row's step costs more in a batch of ``rows`` than in the best batch seen."""
+        return self.times.estimate(rows) / rows - self.times.per_row
 
     def _rank(self, job: Job) -> float:
         if self._policy.order == "fifo":
             return job.arrival
-        work = self.work(job)
-        return job.arrival + min(
-            self._policy.stretch * work, self._policy.overtaking * job.backlog + 2 * work
-        )
+        work = job.remaining * self.times.estimate(1)
+        return job.arrival + min(self._policy.stretch * work, job.backlog + self._policy.overtaking * work)
 
     def _unqueue(self, job: Job) -> None:
         at = bisect_left(self._waiting, (self._ranks.pop(job.sequence), job.sequence))
