@@ -34,7 +34,7 @@ class Lane:
         self._policy = policy
         self._waiting: list[Entry] = []
         self._ranks: dict[int, float] = {}  # of the waiting, to find them again
-        self._cap = policy.max_batch_size
+        self._most = self._cap = policy.max_batch_size
         self._cap_until = 0.0
 
     @property
@@ -56,6 +56,9 @@ class Lane:
     def add(self, job: Job) -> None:
         if not self.jobs:
             self.unserved_since = job.arrival
+            # Rows of one key are of one size, so any of them tells how many tokens a row has.
+            by_tokens = self._policy.max_batch_tokens // max(1, job.request.tokens)
+            self._most = min(self._policy.max_batch_size, max(1, by_tokens))
         self.jobs[job.sequence] = job
         self.steps_left += job.remaining
         rank = self._ranks[job.sequence] = self._rank(job)
@@ -79,6 +82,13 @@ class Lane:
         self.steps_left -= live
         self.unserved_since = now
 
+    def preview(self, admit: int, most: int) -> tuple[Job, int]:
+        """The first job of ``ranked`` and how many there are."""
+        if self.running:
+            rows = self.ranked(admit, most)
+            return rows[0], len(rows)
+        return self._waiting[0][2], min(admit, most, len(self._waiting))
+
     def ranked(self, admit: int, most: int) -> list[Job]:
         """The first ``most`` jobs in order: running ones, and up to ``admit`` waiting ones."""
         entries = self._waiting[: min(admit, most)]
@@ -89,10 +99,7 @@ class Lane:
 
     def most_rows(self, now: float) -> int:
         """How many rows one step may take: by count, by tokens, and by what memory held lately."""
-        policy = self._policy
-        by_tokens = policy.max_batch_tokens // max(1, self.oldest.request.tokens)
-        most = min(policy.max_batch_size, max(1, by_tokens))
-        return min(most, self._cap) if now < self._cap_until else most
+        return min(self._most, self._cap) if now < self._cap_until else self._most
 
     def limit(self, rows: int, until: float) -> None:
         self._cap, self._cap_until = max(1, rows), until

@@ -60,8 +60,9 @@ class Selection:
         """The lower the sooner: the first job's rank, put off while its batch would be a wasteful one."""
         if self._policy.order == "fifo":
             return lane.head
-        rows = self._rows(lane, allowed, now)
-        return lane.head + self._policy.thrift * lane.waste(len(rows)) * rows[0].remaining
+        first, rows = lane.preview(allowed, lane.most_rows(now))
+        waste = lane.waste(lane.times.width(rows, self._policy.min_gain))
+        return lane.head + self._policy.thrift * waste * first.remaining
 
     def _rows(self, lane: Lane, allowed: int, now: float, first: Job | None = None) -> list[Job]:
         rows = lane.ranked(allowed, lane.most_rows(now))
