@@ -1,20 +1,18 @@
 """The server side of ``benchmarks.http_load``: our application and mux around a pipeline of known speed."""
 
 import argparse
-import asyncio
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from api.app import ApiOptions, create_app
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, serve
+from batching.mux import BatchMux, BatchPolicy
 from core.pipeline import Catalog, PipelineSpec
 from core.request import InferenceRequest
-from core.result import InferenceResult, OnProgress
-from core.service import Health
+from core.result import InferenceResult
+from core.service import Health, port
 
 BATCH = 8
 STEP_SECONDS = 0.020
@@ -71,23 +69,18 @@ def main() -> None:
     arguments.add_argument("--codec-threads", type=int, default=4)
     options = arguments.parse_args()
 
-    batching: Any = importlib.import_module("batching.mux")
     pipeline = TimedPipeline()
     with (
-        batching.BatchMux(lambda model: pipeline, batching.BatchPolicy(max_batch_size=BATCH)) as mux,
+        BatchMux(lambda model: pipeline, BatchPolicy(max_batch_size=BATCH)) as mux,
         ImageIntake(IntakeOptions(codec_threads=options.codec_threads)) as intake,
     ):
-
-        async def submit(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
-            result: InferenceResult = await asyncio.wrap_future(mux.submit(request, on_progress))
-            return result
-
         app = create_app(
-            submit,
+            port(mux.submit),
             Catalog([SPEC], default=SPEC.name),
             lambda: Health(state="ready", model=SPEC.name),
             ApiOptions(),
             intake=intake,
+            admit=mux.admit,
         )
         serve(
             app,
