@@ -63,7 +63,7 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
         mode = modes.Modes(settings=config, catalog=rows, submit=port(mux.submit), intake=intake)
         warm = partial(mux.warm, rows.default.name)
         if job is not None:
-            mode.run_once(job)
+            mode.run_once(job, failed=lambda: bool(fatal))
         elif config.standalone_mode:
             mode.serve_http(health, drain=mux.drain, on_listening=warm)
         else:
