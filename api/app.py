@@ -11,9 +11,10 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from api.body import ClientGone, parse_json, read_body
+from api.budget import Lease
 from api.errors import headers_of
 from api.exchange import figures, request_id, unless_gone
-from api.flat import FlatDialect, FlatJob, refuse, unwrap
+from api.flat import FlatDialect, refuse, unwrap
 from api.flat_docs import ANSWERS, BODY
 from api.images import ImageFormat
 from api.intake import ImageIntake
@@ -122,20 +123,25 @@ class FlatRoute:
 
     async def _work(self, request: Request, job_id: str) -> tuple[bytes, InferenceResult]:
         with self._budget.lease() as lease:
-            body = await read_body(
-                request.receive,
-                request.headers,
-                lease,
-                limit=self._options.max_body_bytes,
-                seconds=self._options.body_seconds,
+            # Nested, so that no variable here keeps the body while the job runs.
+            return await unless_gone(
+                request.receive, self._compute(await self._read(request, lease), job_id, lease)
             )
-            value = unwrap(parse_json(body))
-            del body
-            job = await unless_gone(request.receive, self._dialect.parse(value, id=job_id))
-            del value
-        return await unless_gone(request.receive, self._compute(job))
 
-    async def _compute(self, job: FlatJob) -> tuple[bytes, InferenceResult]:
+    async def _read(self, request: Request, lease: Lease) -> object:
+        body = await read_body(
+            request.receive,
+            request.headers,
+            lease,
+            limit=self._options.max_body_bytes,
+            seconds=self._options.body_seconds,
+        )
+        return unwrap(parse_json(body))
+
+    async def _compute(self, job_input: object, job_id: str, lease: Lease) -> tuple[bytes, InferenceResult]:
+        job = await self._dialect.parse(job_input, id=job_id)
+        del job_input
+        lease.give_back()
         result = await self._submit(job.request)
         return await self._dialect.render(job, result), result
 

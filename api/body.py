@@ -5,7 +5,8 @@ refused by a scan that looks at no more than it allows.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final
 
 import orjson
@@ -15,6 +16,7 @@ from core.errors import RequestError
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+LONG: Final = 65_536
 MAX_VALUES: Final = 20_000  # commas, and quotation marks, in one body
 
 
@@ -62,12 +64,24 @@ async def read_body(
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+class LongText:
+    """A long string of a body, left where it is: a megabyte of base64 need not become a ``str`` first.
+
+    data: its bytes between the quotation marks; no escapes, otherwise unchecked.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+
+
 def parse_json(body: bytes) -> Any:
     """Strict JSON: no NaN or Infinity, no duplicate keys, no lone surrogates, no deep nesting.
 
+    String values from ``LONG`` bytes on come as ``LongText`` unless they hold escapes.
     Raises ``RequestError`` ``invalid_json``, which tells the place but never the text.
     """
-    strings = _count_strings(body)
     position = -1
     for _ in range(MAX_VALUES + 1):
         position = body.find(b",", position + 1)
@@ -75,53 +89,80 @@ def parse_json(body: bytes) -> Any:
             break
     else:
         raise _too_many()
+    strings, spans = _find_strings(body)
+    # Random, so that no body can name one of its own.
+    lifted = {f"{secrets.token_hex(16)}": LongText(memoryview(body)[a:b]) for a, b in spans}
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        value = orjson.loads(_without(body, spans, lifted) if spans else body)
+    except orjson.JSONDecodeError:
         raise RequestError(
-            "invalid_json", f"the body is not valid JSON near character {error.pos}; check quotes and commas"
+            "invalid_json", "the body is not valid JSON; check quotation marks, commas and encoding"
         ) from None
-    if _strings_in(value) != strings:  # orjson keeps the last of equal keys, and drops the others' strings
+    if _put_back([value], lifted) != strings:
+        # orjson keeps the last of equal keys, and with the others their strings are gone.
         raise RequestError("invalid_json", "the body names a key twice; name it once")
     return value
 
 
-def _count_strings(body: bytes) -> int:
-    """String literals of a JSON text, keys included; found by ``bytes.find``, so long ones cost little."""
-    count = 0
-    looks = 0
-    position = body.find(b'"')
-    while position >= 0:
+def _find_strings(body: bytes) -> tuple[int, list[tuple[int, int]]]:
+    """How many string literals a JSON text has, keys included, and where the long plain ones are.
+
+    All by ``bytes.find``, so that a long string costs next to nothing.
+    """
+    count = looks = 0
+    spans: list[tuple[int, int]] = []
+    start = body.find(b'"')
+    while start >= 0:
         count += 1
+        end = start
         while True:
             looks += 1
             if looks > MAX_VALUES:
                 raise _too_many()
-            position = body.find(b'"', position + 1)
-            if position < 0:
-                return count  # unterminated: the parser says so with more words
-            before = position - 1
+            end = body.find(b'"', end + 1)
+            if end < 0:
+                return count, spans  # unterminated: the parser says so
+            before = end - 1
             while body[before] == 0x5C:
                 before -= 1
-            if (position - before) % 2:  # an even run of backslashes leaves the quotation mark alone
+            if (end - before) % 2:  # an even run of backslashes leaves the quotation mark alone
                 break
-        position = body.find(b'"', position + 1)
-    return count
+        if end - start > LONG and body.find(b"\\", start, end) < 0:
+            spans.append((start + 1, end))
+        start = body.find(b'"', end + 1)
+    return count, spans
 
 
-def _strings_in(value: object) -> int:
-    """String literals in a parsed JSON text, keys included."""
-    count = 0
-    pending = [value]
+def _without(body: bytes, spans: list[tuple[int, int]], names: Iterable[str]) -> bytes:
+    parts = []
+    copied = 0
+    for (start, end), name in zip(spans, names, strict=True):
+        parts += [body[copied:start], name.encode()]
+        copied = end
+    return b"".join((*parts, body[copied:]))
+
+
+def _put_back(pending: list[Any], lifted: Mapping[str, LongText]) -> int:
+    """Put long texts in their places; answers the number of string literals, keys included."""
+    count = sum(isinstance(item, str) for item in pending)
     while pending:
         item = pending.pop()
-        if isinstance(item, str):
-            count += 1
-        elif isinstance(item, dict):
+        if isinstance(item, dict):
+            if not lifted.keys().isdisjoint(item):
+                raise RequestError("invalid_json", f"a key is over the limit of {LONG} bytes; shorten it")
             count += len(item)
-            pending.extend(item.values())
+            places: Iterable[Any] = item.items()
         elif isinstance(item, list):
-            pending.extend(item)
+            places = enumerate(item)
+        else:
+            continue
+        for place, inner in places:
+            if isinstance(inner, str):
+                count += 1
+                if inner in lifted:
+                    item[place] = lifted[inner]
+            elif isinstance(inner, dict | list):
+                pending.append(inner)
     return count
 
 

@@ -20,7 +20,7 @@ class ByteBudget:
 
 
 class Lease:
-    """What one request holds; leaving the context gives it back."""
+    """What one request holds; ``give_back``, or leaving the context, ends that."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
@@ -38,6 +38,10 @@ class Lease:
         self._held += size
         self._budget.used += size
 
+    def give_back(self) -> None:
+        self._budget.used -= self._held
+        self._held = 0
+
     def __enter__(self) -> "Lease":
         return self
 
@@ -47,5 +51,4 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._budget.used -= self._held
-        self._held = 0
+        self.give_back()

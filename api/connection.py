@@ -11,11 +11,35 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 1024
 
+# Bytes of a body taken before anybody asks for them. A declared length has been counted against the
+# budget for bodies when that happens; what comes in chunks has not.
+_READ_AHEAD_DECLARED = 2 * 2**20
+_READ_AHEAD = 64 * 1024
+
 _CROWDED = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
     b"retry-after: 1\r\ncontent-length: %d\r\n\r\n%s"
 )
 _CROWDED_BODY = b'{"detail":"too many connections","error":"too many connections","code":"queue_full"}'
+
+
+class _Pieces:
+    """Stands in for the ``bytearray`` that uvicorn grows: pieces are copied once, when they are read."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def __iadd__(self, piece: bytes) -> "_Pieces":
+        self._pieces.append(piece)
+        self._size += len(piece)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -36,6 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _in_headers = False
     _header_bytes = 0
     _in_body = False
+    _read_ahead = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -69,8 +94,21 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_headers, self._header_bytes = False, 0
         self._in_body = True
+        declared = any(name == b"content-length" for name, _ in self.headers)
+        self._read_ahead = _READ_AHEAD_DECLARED if declared else _READ_AHEAD
         self._cancel_deadline()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """uvicorn's, but the reader is woken for the whole of a usual body and not for every packet."""
+        if self.cycle.response_complete:
+            return
+        if not self.cycle.body:
+            self.cycle.body = _Pieces()  # type: ignore[assignment]
+        self.cycle.body += body
+        if len(self.cycle.body) > self._read_ahead:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._in_body = False

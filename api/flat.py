@@ -12,8 +12,20 @@ from typing import Annotated, Any, Final
 
 import orjson
 import pybase64
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+)
 
+from api.body import LongText
 from api.errors import message_of, status_of
 from api.images import ImageFormat, encode
 from api.intake import ImageIntake, ImageSource
@@ -30,6 +42,33 @@ IGNORED_BESIDE_INPUT: Final = frozenset({"id", "webhook", "policy", "s3Config"})
 
 _STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
 
+# A dialect's own word for what ``PipelineSpec.request`` calls otherwise.
+_OUR_WORDS: Final = {"steps": "num_inference_steps", "cfg": "true_cfg_scale"}
+
+
+def _encodable(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half a surrogate pair") from None
+    return text
+
+
+def _text(value: object) -> str | LongText:
+    if not isinstance(value, str | LongText):
+        raise ValueError("should be a valid string")
+    return value
+
+
+def _short(text: object) -> object:
+    if isinstance(text, LongText):
+        raise ValueError("is far over the limit; shorten it")
+    return text
+
+
+_Prompt = Annotated[StrictStr, BeforeValidator(_short), AfterValidator(_encodable)]
+_Picture = Annotated[str | LongText, PlainValidator(_text), WithJsonSchema({"type": "string"})]
 _Int = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
 _Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -46,21 +85,21 @@ class FlatInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    prompt: StrictStr | None = Field(None, description="what to do to the picture; echoed verbatim")
-    image_url: StrictStr | None = Field(None, description="public http(s) URL; wins over image_base64")
-    image_base64: StrictStr | None = Field(None, description="base64 or data URI")
-    image_url_2: StrictStr | None = Field(None, description="second reference picture")
-    image_base64_2: StrictStr | None = None
-    image_url_3: StrictStr | None = Field(None, description="third reference picture")
-    image_base64_3: StrictStr | None = None
-    image: StrictStr | None = Field(None, description="URL, data URI or base64, told apart by looking")
-    images: list[StrictStr] | None = Field(None, description="1 to 3 pictures, each as in image")
+    prompt: _Prompt | None = Field(None, description="what to do to the picture; echoed verbatim")
+    image_url: _Picture | None = Field(None, description="public http(s) URL; wins over image_base64")
+    image_base64: _Picture | None = Field(None, description="base64 or data URI")
+    image_url_2: _Picture | None = Field(None, description="second reference picture")
+    image_base64_2: _Picture | None = None
+    image_url_3: _Picture | None = Field(None, description="third reference picture")
+    image_base64_3: _Picture | None = None
+    image: _Picture | None = Field(None, description="URL, data URI or base64, told apart by looking")
+    images: list[_Picture] | None = Field(None, description="1 to 3 pictures, each as in image")
     seed: _Int | None = None
     width: _Int | None = Field(None, description="of the answer, in pixels")
     height: _Int | None = Field(None, description="of the answer, in pixels")
     num_inference_steps: _Int | None = None
     true_cfg_scale: _Float | None = Field(None, description="1 means unguided")
-    negative_prompt: StrictStr | None = None
+    negative_prompt: _Prompt | None = None
     output_format: ImageFormat | None = None
     model: StrictStr | None = Field(None, description="registry name or alias")
     timeout: _Float | None = Field(
@@ -123,10 +162,12 @@ class FlatDialect:
             seed=wishes.seed,
             timeout=self.timeout if wishes.timeout is None else wishes.timeout,
         )
-        ask(images=(_STAND_IN,) * len(sources))  # what is wrong without them costs no fetch and no decoding
-        return FlatJob(
-            ask(images=await self.intake.load(sources)), wishes.output_format or self.output_format
-        )
+        try:
+            ask(images=(_STAND_IN,) * len(sources))  # what is wrong without them costs no fetch, no decoding
+            request = ask(images=await self.intake.load(sources))
+        except RequestError as error:
+            raise _in_our_words(error) from None
+        return FlatJob(request, wishes.output_format or self.output_format)
 
     async def render(self, job: FlatJob, result: InferenceResult) -> bytes:
         """The answer as JSON text; resized, encoded and joined in the codec's threads."""
@@ -184,8 +225,16 @@ def _checked(job_input: object) -> FlatInput:
     if not first["loc"]:
         raise RequestError("invalid_parameter", "input must be an object", param="input")
     field = ".".join(str(part) for part in first["loc"])
-    reason = first["msg"].removeprefix("Input ")
+    reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
     raise RequestError("invalid_parameter", f"{field} {reason}", param=field)
+
+
+def _in_our_words(error: RequestError) -> RequestError:
+    word = _OUR_WORDS.get(error.param or "")
+    if word is None:
+        return error
+    assert error.param is not None
+    return RequestError(error.code, error.message.replace(error.param, word, 1), param=word)
 
 
 def _unknown(name: str, known: Iterable[str]) -> RequestError:

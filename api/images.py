@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 from isal import isal_zlib
 from PIL import Image as Pillow
 
@@ -22,6 +21,12 @@ IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 # An allow-list: Pillow's other readers include EPS, which would start Ghostscript.
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+
+# Pillow's WebP reader keeps the GIL, about 10 ms for a million pixels: more would stall everybody.
+_WEBP_PIXELS = 8_000_000
+
+# Encoders write about ten; each costs a pass over all pixels, so a small file could take minutes.
+_JPEG_SCANS = 100
 
 # Process-wide, because catch_warnings is not safe with threads: a suspected decompression bomb is an error.
 warnings.filterwarnings("error", category=Pillow.DecompressionBombWarning)
@@ -55,12 +60,17 @@ def decode(data: bytes, limits: ImageLimits) -> Image:
         raise too_many_bytes(limits)
     try:
         with Pillow.open(io.BytesIO(data), formats=_READABLE) as picture:
-            if picture.width * picture.height > limits.max_pixels:
+            most = limits.max_pixels
+            if picture.format == "WEBP":
+                most = min(most, _WEBP_PIXELS)
+            if picture.width * picture.height > most:
                 raise RequestError(
                     "image_too_large",
-                    f"an image of {picture.width}x{picture.height} is over the limit of "
-                    f"{limits.max_pixels} pixels; make it smaller",
+                    f"an image of {picture.width}x{picture.height} is over the limit of {most} pixels "
+                    f"for {picture.format}; make it smaller",
                 )
+            if picture.info.get("progressive") and data.count(b"\xff\xda") > _JPEG_SCANS:
+                raise RequestError("invalid_image", f"a JPEG of over {_JPEG_SCANS} scans is not accepted")
             picture.load()
             upright = _upright(picture)
             pixels = _eight_bit_rgb(upright).tobytes()
@@ -109,15 +119,18 @@ def _eight_bit_rgb(picture: Pillow.Image) -> Pillow.Image:
         )
     if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         clear = picture.convert("RGBA")
-        white = Pillow.new("RGBA", clear.size, "white")
-        return Pillow.alpha_composite(white, clear).convert("RGB")
+        shown = Pillow.new("RGB", clear.size, "white")
+        shown.paste(clear, mask=clear.getchannel("A"))  # alpha_composite would not let go of the GIL
+        return shown
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _from_sixteen_bit(picture: Pillow.Image) -> Pillow.Image:
     """Scaled, where Pillow's ``convert`` would clip everything above 255 to white."""
+    import numpy as np  # here, because 0.1 s of import would delay a server's first answer
+
     values = np.asarray(picture).astype(np.uint32)
-    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    grey = ((values * 255 + 32895) >> 16).astype(np.uint8)  # the nearest of value * 255 / 65535
     clear = picture.info.get("transparency")
     if isinstance(clear, int):
         grey[values == clear] = 255
@@ -154,6 +167,8 @@ def _png(image: Image) -> bytes:
 
     Source: W3C PNG specification, third edition, sections 5, 9 and 11.2.
     """
+    import numpy as np
+
     rows = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width * 3)
     filtered = np.empty((image.height, image.width * 3 + 1), np.uint8)
     filtered[:, 0] = 2  # filter type Up; the row above the first counts as zeros

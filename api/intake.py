@@ -10,6 +10,7 @@ from typing import Protocol, TypeGuard
 
 import pybase64
 
+from api.body import LongText
 from api.budget import ByteBudget, Lease
 from api.codec import Codec
 from api.fetch import GuardedFetch
@@ -18,6 +19,7 @@ from core.errors import RequestError
 from core.request import Image, Size
 
 _DATA_URI = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{1,100}){0,4}?;base64,", re.IGNORECASE)
+_LONGEST_PREFIX = 1024
 _BLANKS = str.maketrans("-_", "+/", " \t\r\n\f\v")
 
 
@@ -35,7 +37,7 @@ class ImageSource:
     param:   the request's field, for errors.
     """
 
-    content: str | bytes
+    content: str | LongText | bytes
     param: str
 
 
@@ -112,36 +114,48 @@ class ImageIntake:
                 task.cancel()
 
 
-def from_base64(text: str, limits: ImageLimits) -> bytes:
+def from_base64(text: str | LongText, limits: ImageLimits) -> bytes:
     """Bytes of base64 text or of a ``data:…;base64,`` URI.
 
     White space, the URL-safe alphabet and absent padding are accepted, anything else is not.
     Raises ``RequestError`` ``image_too_large`` before decoding, or ``invalid_image``.
     """
-    if text[:5].lower() == "data:":
-        prefix = _DATA_URI.match(text)
+    digits = text.data if isinstance(text, LongText) else text
+    start = digits[:_LONGEST_PREFIX]
+    head = start if isinstance(start, str) else bytes(start).decode("latin-1")
+    if head[:5].lower() == "data:":
+        prefix = _DATA_URI.match(head)
         if prefix is None:
             raise RequestError("invalid_image", "a data URI must look like data:image/png;base64,…")
-        text = text[prefix.end() :]
-    if len(text) > limits.max_bytes * 3 // 2:  # 4/3, and room for line breaks
+        digits = digits[prefix.end() :]
+    if len(digits) > limits.max_bytes * 3 // 2:  # 4/3, and room for line breaks
         raise too_many_bytes(limits)
     try:
-        return _strict(text)
+        return _strict(digits)
     except ValueError:
         pass
     try:
-        plain = text.translate(_BLANKS).rstrip("=")
+        plain = digits if isinstance(digits, str) else _printable(digits)
+        plain = plain.translate(_BLANKS).rstrip("=")
         return _strict(plain + "=" * (-len(plain) % 4))
     except ValueError:
         raise RequestError("invalid_image", "the image is not valid base64") from None
 
 
-def _strict(text: str) -> bytes:
-    data: bytes = pybase64.b64decode(text, validate=True)
+def _strict(digits: str | memoryview) -> bytes:
+    data: bytes = pybase64.b64decode(digits, validate=True)
     return data
 
 
-def _is_url(content: str | bytes) -> TypeGuard[str]:
+def _printable(digits: memoryview) -> str:
+    """What a JSON string may hold: raw line breaks, unlike escaped ones, would be no JSON."""
+    text = bytes(digits).decode("ascii")
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _is_url(content: str | LongText | bytes) -> TypeGuard[str]:
     return isinstance(content, str) and "://" in content[:64] and content[:5].lower() != "data:"
 
 

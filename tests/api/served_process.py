@@ -1,0 +1,101 @@
+"""A server process for the tests of signals: each job ends when a line arrives on standard input.
+
+Prints its port once it listens. ``--import MODULE`` imports one in a thread at the same time, as a
+worker does that loads its model; ``--drain SECONDS`` is the drain limit; ``--stuck`` never finishes draining.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import importlib
+import importlib.util
+import os
+import socket
+import sys
+import threading
+from concurrent.futures import Future, wait
+from dataclasses import replace
+
+from api.app import ApiOptions, create_app
+from api.intake import ImageIntake, IntakeOptions
+from api.server import ServerOptions, serve
+from core.errors import CapacityError
+from core.pipeline import Catalog, PipelineSpec
+from core.request import Image, InferenceRequest
+from core.result import InferenceResult, OnProgress
+from core.service import Health
+
+arguments = argparse.ArgumentParser()
+arguments.add_argument("--import", dest="module")
+arguments.add_argument("--drain", type=float, default=30)
+arguments.add_argument("--stuck", action="store_true")
+options = arguments.parse_args()
+
+jobs: list[tuple[InferenceRequest, Future[InferenceResult]]] = []
+state = Health(state="ready", model="painter")
+
+
+async def submit(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
+    job: Future[InferenceResult] = Future()
+    jobs.append((request, job))
+    print("accepted", flush=True)
+    return await asyncio.wrap_future(job)
+
+
+def finish_jobs() -> None:
+    for _ in sys.stdin:
+        request, job = jobs.pop(0)
+        width, height = request.canvas
+        picture = Image(pixels=bytes(width * height * 3), width=width, height=height)
+        job.set_result(InferenceResult(id=request.id, image=picture, model="painter", seed=1, steps=1))
+
+
+def drain(seconds: float) -> None:
+    global state
+    state = replace(state, state="draining")
+    if options.stuck:
+        threading.Event().wait()
+    late = wait([job for _, job in jobs], timeout=seconds).not_done
+    for job in late:
+        if not job.done():
+            job.set_exception(CapacityError("shutting_down", "this server is shutting down"))
+
+
+def load() -> None:
+    """As a worker's device thread does it: the large library by a call that lets go of the GIL, and no
+    collection of garbage meanwhile; each of them alone would stop the event loop for 0.2 s."""
+    global state
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.submodule_search_locations is not None
+    folder = torch.submodule_search_locations[0]
+    ctypes.CDLL(None).dlopen(f"{folder}/lib/libtorch_cpu.so".encode(), os.RTLD_NOW)
+    gc.disable()
+    importlib.import_module(options.module)
+    gc.freeze()
+    gc.enable()
+    state = replace(state, state="ready")
+
+
+def on_listening() -> None:
+    print(port, flush=True)
+    if options.module:
+        threading.Thread(target=load, daemon=True).start()
+
+
+if options.module:
+    state = replace(state, state="loading")
+threading.Thread(target=finish_jobs, daemon=True).start()
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+with ImageIntake(IntakeOptions(codec_threads=1)) as intake:
+    catalog = Catalog(
+        [PipelineSpec(name="painter", factory="x:y", source="builtin:painter")], default="painter"
+    )
+    serve(
+        create_app(submit, catalog, lambda: state, ApiOptions(), intake=intake),
+        ServerOptions(port=port, drain_seconds=options.drain),
+        drain=drain,
+        on_listening=on_listening,
+    )

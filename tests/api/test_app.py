@@ -1,0 +1,304 @@
+"""Routes, probes and their documentation, over real HTTP."""
+
+import asyncio
+import io
+import json
+import logging
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from api.budget import Lease
+from api.intake import ImageIntake, IntakeOptions
+from core.errors import CapacityError, ExecutionError, OutOfDeviceMemory, ServingError
+from tests.api.serving import Answer, Served, paint, png, serving, text
+
+WISHES = {"prompt": " Make it *pop* ", "image_base64": text(png()), "seed": 1234, "width": 96, "height": 64}
+
+
+@pytest.mark.parametrize("path", ["/run", "/runsync"])
+def test_both_paths_answer_flat_with_figures(path: str, served: Served) -> None:
+    """The contract of the first clients, with what every image answer carries."""
+    answer = served.client.run(WISHES, path)
+    assert answer.status == 200
+    body = answer.json()
+    assert body["prompt"] == " Make it *pop* "
+    assert (body["num_inference_steps"], body["lightning_enabled"], body["seed"]) == (40, False, 1234)
+    assert answer.picture().getpixel((0, 0)) == tuple(paint(1234))
+    assert answer.picture().size == (96, 64)
+    assert answer.headers["content-type"] == "application/json"
+    figures = {"x-seed": "1234", "x-model": "painter", "x-queue-ms": "250.0", "x-inference-ms": "1500.0"}
+    assert (figures | {"x-batch-size": "3"}).items() <= answer.headers.items()
+
+
+@pytest.mark.parametrize("declared", ["application/x-www-form-urlencoded", "text/plain", "image/png"])
+def test_the_declared_content_type_is_not_asked(declared: str, served: Served) -> None:
+    """curl -d declares a form."""
+    assert served.client.run(WISHES, headers={"Content-Type": declared}).status == 200
+
+
+def test_a_callers_id_comes_back_and_the_jobs_own_differs(served: Served) -> None:
+    """Two callers may choose the same id; jobs must not meet because of it."""
+    ids = set()
+    for _ in range(2):
+        assert (
+            served.client.run(WISHES, headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+        )
+        while not served.painter.entered.empty():
+            ids.add(served.painter.entered.get().id)
+    assert len(ids) >= 2
+    assert "mine-1" not in ids
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 129, "<script>", "a\u00e9"])
+def test_an_id_that_could_do_harm_is_replaced(sent: str, served: Served) -> None:
+    """It would stand in a header and in the log."""
+    shown = served.client.run(WISHES, headers={"X-Request-Id": sent}).headers["x-request-id"]
+    assert shown != sent
+    assert shown.isalnum()
+
+
+def test_work_is_accepted_while_the_model_loads(fresh: Served) -> None:
+    """It waits for the model within its deadline; a cold start must not cost the first callers an error."""
+    fresh.probe.say("loading")
+    assert fresh.client.run(WISHES).status == 200
+
+
+def test_a_failed_model_says_how_to_mend_it(fresh: Served) -> None:
+    """One sentence for a person, and no attempt."""
+    fresh.probe.say("failed", "there is no GPU here; set DEFAULT_MODEL=painter")
+    answer = fresh.client.run(WISHES)
+    assert (answer.status, answer.json()["code"]) == (503, "not_ready")
+    assert "DEFAULT_MODEL=painter" in answer.json()["detail"]
+    assert 1 <= int(answer.headers["retry-after"]) <= 120
+    assert fresh.painter.entered.empty()
+
+
+def test_a_draining_server_sends_callers_on(fresh: Served) -> None:
+    """With Retry-After, so that a balancer's retry finds another one."""
+    fresh.probe.say("draining")
+    answer = fresh.client.run(WISHES)
+    assert (answer.status, answer.json()["code"]) == (503, "shutting_down")
+    assert "retry-after" in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "header"),
+    [
+        (CapacityError("queue_full", "full", retry_after=7.5), 429, ("retry-after", "8")),
+        (OutOfDeviceMemory(), 503, ("x-should-retry", "false")),
+        (ExecutionError("deadline_exceeded", "late"), 504, ("x-should-retry", "false")),
+        (ExecutionError("pipeline_error", "broken"), 500, ("content-type", "application/json")),
+    ],
+)
+def test_a_failed_job_answers_by_the_table(
+    fault: ServingError, status: int, header: tuple[str, str], fresh: Served
+) -> None:
+    """Code, status and headers of the error that ``submit`` raised."""
+    fresh.painter.fault = fault
+    answer = fresh.client.run(WISHES)
+    assert (answer.status, answer.json()["code"], answer.json()["error"]) == (
+        status,
+        fault.code,
+        fault.message,
+    )
+    assert answer.headers[header[0]] == header[1]
+
+
+def test_a_fault_nobody_foresaw_is_opaque_outside_and_logged_inside(
+    fresh: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tracebacks hold paths; the log is where they help."""
+    fresh.painter.fault = KeyError("/secret/path")
+    answer = fresh.client.run(WISHES)
+    assert (answer.status, answer.json()["code"]) == (500, "pipeline_error")
+    assert b"secret" not in answer.body
+    assert "KeyError" in caplog.text
+    assert fresh.client.get("/health").status == 200
+
+
+def test_one_line_is_logged_per_request_without_the_prompt(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prompts and pictures are the callers' own business."""
+    with caplog.at_level(logging.INFO, "batchmux.api"):
+        served.client.run(WISHES, headers={"X-Request-Id": "line-1"})
+    lines = [record.getMessage() for record in caplog.records if "line-1" in record.getMessage()]
+    assert len(lines) == 1
+    assert "status=200" in lines[0]
+    assert "pop" not in caplog.text
+    assert text(png())[:20] not in caplog.text
+
+
+def post(client_socket: socket.socket, wishes: object) -> None:
+    body = json.dumps({"input": wishes}).encode()
+    client_socket.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+def test_a_caller_who_leaves_cancels_the_job(fresh: Served) -> None:
+    """The GPU must not work for nobody."""
+    fresh.painter.shut()
+    with fresh.client.socket() as leaving:
+        post(leaving, WISHES)
+        job = fresh.painter.entered.get(timeout=5)
+    assert fresh.painter.cancelled.get(timeout=5) == job.id
+    fresh.painter.open()
+    assert fresh.client.run(WISHES).status == 200
+
+
+class NeverArrives:
+    """A fetch that only a cancel ends."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.cancelled = threading.Event()
+
+    async def __call__(self, url: str, lease: Lease) -> bytes:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return b""
+
+
+def test_a_caller_who_leaves_cancels_the_download_too() -> None:
+    """It is work like any other."""
+    fetch = NeverArrives()
+    with serving(intake=ImageIntake(IntakeOptions(), fetch)) as running:
+        with running.client.socket() as leaving:
+            post(leaving, {"prompt": "p", "image_url": "https://a.example/"})
+            assert fetch.started.wait(5)
+        assert fetch.cancelled.wait(5)
+
+
+def test_callers_do_not_wait_for_each_other(fresh: Served) -> None:
+    """Each gets the picture of its own seed, whatever order they finish in."""
+    answers: dict[int, Answer] = {}
+
+    def call(seed: int) -> None:
+        answers[seed] = fresh.client.run(WISHES | {"seed": seed, "prompt": f"p{seed}"})
+
+    fresh.painter.shut()
+    callers = [threading.Thread(target=call, args=(seed,)) for seed in range(20)]
+    for caller in callers:
+        caller.start()
+    for _ in callers:
+        fresh.painter.entered.get(timeout=10)
+    fresh.painter.open()
+    for caller in callers:
+        caller.join(10)
+    for seed, answer in answers.items():
+        assert answer.json()["prompt"] == f"p{seed}"
+        assert answer.picture().getpixel((0, 0)) == tuple(paint(seed))
+    assert len(answers) == 20
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "live", "ready", "ping"),
+    [
+        ("loading", 200, 200, 503, 204),
+        ("ready", 200, 200, 200, 200),
+        ("draining", 200, 200, 503, 503),
+        ("failed", 200, 200, 503, 503),
+    ],
+)
+def test_probes_tell_the_state(
+    state: str, health: int, live: int, ready: int, ping: int, served: Served
+) -> None:
+    """204 is what RunPod's load balancer takes for "initializing"."""
+    served.probe.say(state, "why")
+    try:
+        statuses = tuple(served.client.get(path).status for path in ("/health", "/live", "/ready", "/ping"))
+        body = served.client.get("/health").json()
+    finally:
+        served.probe.say("ready")
+    assert statuses == (health, live, ready, ping)
+    assert (body["status"], body["gpu_available"], body["detail"]) == (state, True, "why")
+
+
+def test_an_unknown_path_and_a_wrong_method_answer_in_our_form(served: Served) -> None:
+    """A client reads the same keys everywhere."""
+    missing, wrong = served.client.get("/rum"), served.client.get("/run")
+    assert (missing.status, missing.json()["code"]) == (404, "not_found")
+    assert (wrong.status, wrong.json()["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
+    assert served.client.request("POST", "/run/", b"{}").status == 404
+
+
+def test_the_documentation_documents(served: Served) -> None:
+    """Every field of the request and the answer, and every status that the table can give there."""
+    assert served.client.get("/docs").status == 200
+    paths = served.client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/run", "/runsync", "/", "/health", "/live", "/ready", "/ping"}
+    run = paths["/run"]["post"]
+    schema = run["requestBody"]["content"]["application/json"]["schema"]
+    assert {"prompt", "image_url", "image_base64_3", "timeout"} <= set(
+        schema["properties"]["input"]["properties"]
+    )
+    assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} == set(
+        run["responses"]
+    )
+    assert set(paths["/ping"]["get"]["responses"]) == {"200", "204", "503"}
+    assert served.client.get("/").json()["model"] == "painter"
+
+
+def test_the_documented_example_is_understood(served: Served) -> None:
+    """Copied from the page, it must fail on nothing but its picture's address."""
+    run = served.client.get("/openapi.json").json()["paths"]["/run"]["post"]
+    example = run["requestBody"]["content"]["application/json"]["example"]["input"]
+    assert served.client.run(example | {"image_url": None, "image_base64": text(png())}).status == 200
+
+
+def slowest(served: Served, until: threading.Event) -> float:
+    worst = 0.0
+    while not until.is_set():
+        start = time.perf_counter()
+        assert served.client.get("/health").status == 200
+        worst = max(worst, time.perf_counter() - start)
+    return worst
+
+
+def test_health_answers_while_a_batch_runs(fresh: Served) -> None:
+    """In well under 100 ms."""
+    fresh.painter.shut()
+    caller = threading.Thread(target=fresh.client.run, args=(WISHES,))
+    caller.start()
+    fresh.painter.entered.get(timeout=5)
+    start = time.perf_counter()
+    assert fresh.client.get("/health").status == 200
+    elapsed = time.perf_counter() - start
+    fresh.painter.open()
+    caller.join(5)
+    assert elapsed < 0.1
+
+
+def test_health_answers_while_large_pictures_are_decoded(served: Served) -> None:
+    """24 megapixels each, one of them with an alpha channel: no reader may keep the interpreter to itself."""
+    ramp = np.add.outer(np.arange(4000), np.arange(6000)).astype(np.uint8)
+    colour, clear = Pillow.fromarray(np.dstack([ramp] * 3)), Pillow.fromarray(np.dstack([ramp] * 4))
+    bodies = []
+    for picture in (colour, clear):
+        out = io.BytesIO()
+        picture.save(out, "PNG", compress_level=1)
+        bodies.append(WISHES | {"image_base64": text(out.getvalue())})
+    done = threading.Event()
+    statuses: list[int] = []
+
+    def call(wishes: dict[str, object]) -> None:
+        statuses.append(served.client.run(wishes).status)
+        if len(statuses) == 2:
+            done.set()
+
+    callers = [threading.Thread(target=call, args=(body,)) for body in bodies]
+    for caller in callers:
+        caller.start()
+    worst = slowest(served, done)
+    for caller in callers:
+        caller.join(10)
+    assert statuses == [200, 200]
+    assert worst < 0.1

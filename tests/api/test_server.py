@@ -1,0 +1,144 @@
+"""A server's beginning and end, as its process lives them."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import Queue
+
+import pytest
+
+from tests.api.serving import Answer, Client, png, text
+
+WISHES = {"prompt": "p", "image_base64": text(png()), "width": 64, "height": 64}
+
+
+class Process:
+    """One server process; jobs run until ``finish_job``."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.api.served_process", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.client = Client(int(self.read()))
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def start_job(self) -> "Queue[Answer]":
+        """Posts a request and returns once the server has accepted it."""
+        answers: Queue[Answer] = Queue()
+        threading.Thread(target=lambda: answers.put(self.client.run(WISHES)), daemon=True).start()
+        assert self.read() == "accepted"
+        return answers
+
+    def finish_job(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def wait_until_draining(self) -> Answer:
+        deadline = time.monotonic() + 5
+        while (ready := self.client.get("/ready")).status == 200:
+            assert time.monotonic() < deadline
+        return ready
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[Process]:
+    running = Process(*arguments)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.communicate()
+
+
+def test_an_idle_server_leaves_at_once_and_in_peace() -> None:
+    """Platforms wait for status 0; a shell's 143 would look like a crash."""
+    with process() as running:
+        start = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(5) == 0
+        assert time.monotonic() - start < 2
+
+
+def test_a_signal_drains_while_probes_and_refusals_are_answered() -> None:
+    """Readiness goes first, new work is sent on, accepted work finishes, then the process ends with 0."""
+    with process() as running:
+        answers = running.start_job()
+        running.process.send_signal(signal.SIGTERM)
+        ready = running.wait_until_draining()
+        assert (ready.status, ready.json()["status"]) == (503, "draining")
+        refused = running.client.run(WISHES)
+        assert (refused.status, refused.json()["code"]) == (503, "shutting_down")
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        assert running.client.get("/live").status == 200
+        running.finish_job()
+        assert answers.get(timeout=5).status == 200
+        assert running.process.wait(5) == 0
+
+
+def test_what_outlasts_the_drain_is_told_so() -> None:
+    """An answer, not a cut connection; and still status 0."""
+    with process("--drain", "0.2") as running:
+        answers = running.start_job()
+        running.process.send_signal(signal.SIGINT)
+        late = answers.get(timeout=5)
+        assert (late.status, late.json()["code"]) == (503, "shutting_down")
+        assert running.process.wait(5) == 0
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    """Whoever sends it has waited long enough; callers are still told."""
+    with process("--drain", "60") as running:
+        answers = running.start_job()
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_until_draining()
+        start = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        assert answers.get(timeout=5).json()["code"] == "shutting_down"
+        assert running.process.wait(5) == 0
+        assert time.monotonic() - start < 2
+
+
+def test_a_second_signal_ends_even_a_drain_that_hangs() -> None:
+    """The device thread may be what hangs; the status says that this was no clean end."""
+    with process("--stuck") as running:
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_until_draining()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(5) == 1
+
+
+def test_connections_are_accepted_in_a_second_while_the_model_loads() -> None:
+    """Measured from the start of the process, with torch importing in a thread beside it."""
+    with process("--import", "torch") as running:
+        assert running.client.get("/ping").status == 204
+        elapsed = time.monotonic() - running.started
+        slowest = 0.0
+        state = "loading"
+        while state == "loading":
+            start = time.monotonic()
+            state = running.client.get("/health").json()["status"]
+            slowest = max(slowest, time.monotonic() - start)
+    assert elapsed < 1
+    assert slowest < 0.1
+
+
+@pytest.mark.parametrize("module", ["api.server", "api.intake", "api.flat"])
+def test_importing_the_edge_loads_neither_a_framework_nor_a_server(module: str) -> None:
+    """The worker loop uses these without serving HTTP; every 100 ms of import is a slower cold start."""
+    heavy = ["torch", "fastapi", "starlette", "uvicorn", "aiohttp", "runpod"]
+    script = f"import json, sys, {module}; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
