@@ -14,11 +14,10 @@ Entry = tuple[float, int, Job]  # rank, sequence (unique, so that jobs are never
 class Lane:
     """Waiting jobs are kept sorted by rank; running ones are few and ranked when asked for.
 
-    A job's rank is the time at which it gives way to nobody who comes later:
-    ``arrival + min(stretch * work, overtaking * backlog + 2 * work)``, lowest first. Short jobs rank
-    before long ones, yet no job ranks later than a queue in order of arrival would have needed to come
-    to it, give or take ``overtaking``. The rank of a waiting job never changes, so the order ages
-    without being touched.
+    A job's rank is the time from which it gives way to nobody who comes later:
+    ``arrival + min(stretch * work, backlog + overtaking * work)``, lowest first. Short jobs rank before
+    long ones, yet none much later than a queue in order of arrival would have come to it. The rank of
+    a waiting job never changes, so the order ages without being touched.
 
     unserved_since: when the lane last ran a step, or became busy after that.
     steps_left:     steps that its live jobs still need, added up.
@@ -35,7 +34,7 @@ class Lane:
         self._policy = policy
         self._waiting: list[Entry] = []
         self._ranks: dict[int, float] = {}  # of the waiting, to find them again
-        self._cap = policy.max_batch_size
+        self._most = self._cap = policy.max_batch_size
         self._cap_until = 0.0
 
     @property
@@ -57,6 +56,9 @@ class Lane:
     def add(self, job: Job) -> None:
         if not self.jobs:
             self.unserved_since = job.arrival
+            # Rows of one key are of one size, so any of them tells how many tokens a row has.
+            by_tokens = self._policy.max_batch_tokens // max(1, job.request.tokens)
+            self._most = min(self._policy.max_batch_size, max(1, by_tokens))
         self.jobs[job.sequence] = job
         self.steps_left += job.remaining
         rank = self._ranks[job.sequence] = self._rank(job)
@@ -80,6 +82,13 @@ class Lane:
         self.steps_left -= live
         self.unserved_since = now
 
+    def preview(self, admit: int, most: int) -> tuple[Job, int]:
+        """The first job of ``ranked`` and how many there are."""
+        if self.running:
+            rows = self.ranked(admit, most)
+            return rows[0], len(rows)
+        return self._waiting[0][2], min(admit, most, len(self._waiting))
+
     def ranked(self, admit: int, most: int) -> list[Job]:
         """The first ``most`` jobs in order: running ones, and up to ``admit`` waiting ones."""
         entries = self._waiting[: min(admit, most)]
@@ -90,25 +99,20 @@ class Lane:
 
     def most_rows(self, now: float) -> int:
         """How many rows one step may take: by count, by tokens, and by what memory held lately."""
-        policy = self._policy
-        by_tokens = policy.max_batch_tokens // max(1, self.oldest.request.tokens)
-        most = min(policy.max_batch_size, max(1, by_tokens))
-        return min(most, self._cap) if now < self._cap_until else most
+        return min(self._most, self._cap) if now < self._cap_until else self._most
 
     def limit(self, rows: int, until: float) -> None:
         self._cap, self._cap_until = max(1, rows), until
 
-    def work(self, job: Job) -> float:
-        """Seconds the job would still need alone; 0 until a step of the lane was seen."""
-        return job.remaining * self.times.estimate(1)
+    def waste(self, rows: int) -> float:
+        """Device seconds that a row's step costs more in a batch of ``rows`` than in the best batch seen."""
+        return self.times.estimate(rows) / rows - self.times.per_row
 
     def _rank(self, job: Job) -> float:
         if self._policy.order == "fifo":
             return job.arrival
-        work = self.work(job)
-        return job.arrival + min(
-            self._policy.stretch * work, self._policy.overtaking * job.backlog + 2 * work
-        )
+        work = job.remaining * self.times.estimate(1)
+        return job.arrival + min(self._policy.stretch * work, job.backlog + self._policy.overtaking * work)
 
     def _unqueue(self, job: Job) -> None:
         at = bisect_left(self._waiting, (self._ranks.pop(job.sequence), job.sequence))

@@ -22,8 +22,10 @@ class BatchPolicy:
 
     stretch:          a job yields to later ones that are shorter by ``d`` seconds of work until it has
                       waited ``stretch * d``.
-    overtaking:       and in any case only until it has waited ``overtaking`` times the work it found
-                      before it plus twice its own.
+    overtaking:       and in any case only until it has waited for the work it found before it plus
+                      ``overtaking`` times its own.
+    thrift:           seconds by which a key's turn is put off for each second of device time that its
+                      first row would waste in too narrow a batch; others run meanwhile, and rows gather.
     patience:         batch times, of the batch in its way, for which a key (or a model) is held up at most.
     min_gain:         a batch is made wider only while that raises its measured throughput by this share:
                       on a saturated device width makes everyone wait and nobody faster.
@@ -39,8 +41,9 @@ class BatchPolicy:
     max_prepared: int = 32
     join: Literal["step", "batch"] = "step"
     order: Literal["remaining", "fifo"] = "remaining"
-    stretch: float = 16.0
-    overtaking: float = 1.25
+    stretch: float = 14.0
+    overtaking: float = 3.0
+    thrift: float = 64.0
     patience: float = 2.0
     min_gain: float = 0.02
     limit_seconds: float = 60.0

@@ -13,7 +13,8 @@ Choice = tuple[Lane, list[Job]]
 class Selection:
     """Which lane is served, with which rows.
 
-    The lane whose first job ranks lowest is served, in as wide a batch as pays. Two guards stand over
+    The lane whose first job ranks lowest is served, in as wide a batch as pays, unless it would pay to
+    let a batch gather while another lane runs. Two guards stand over
     that, both counted in batch times: a lane others hold up goes next and keeps the device until its
     oldest job is done, and a model others hold up stops admission for the model in memory.
 
@@ -41,7 +42,9 @@ class Selection:
     def _between_steps(self, lanes: list[Lane], allowed: int, now: float) -> Choice | float:
         wake = math.inf
         while lanes:
-            lane = min(lanes, key=lambda lane: lane.head)
+            lane = (
+                lanes[0] if len(lanes) == 1 else min(lanes, key=lambda lane: self._turn(lane, allowed, now))
+            )
             rows = self._rows(lane, allowed, now)
             held_up = self._held_up(lanes, lane, rows, now)
             if held_up is not None:
@@ -52,6 +55,14 @@ class Selection:
             wake = min(wake, until)
             lanes.remove(lane)
         return wake
+
+    def _turn(self, lane: Lane, allowed: int, now: float) -> float:
+        """The lower the sooner: the first job's rank, put off while its batch would be a wasteful one."""
+        if self._policy.order == "fifo":
+            return lane.head
+        first, rows = lane.preview(allowed, lane.most_rows(now))
+        waste = lane.waste(lane.times.width(rows, self._policy.min_gain))
+        return lane.head + self._policy.thrift * waste * first.remaining
 
     def _rows(self, lane: Lane, allowed: int, now: float, first: Job | None = None) -> list[Job]:
         rows = lane.ranked(allowed, lane.most_rows(now))

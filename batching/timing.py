@@ -62,8 +62,10 @@ class StepTimes:
 class Returns:
     """Whether callers just answered are about to ask again, as clients in a loop do.
 
-    For each answer it notes how soon the next request came. ``longest``: seconds after which a return
-    is neither waited for nor remembered.
+    For every answer it notes how soon the next request came. Clients in a loop come back after about
+    the same time; independent arrivals do so after any, and nobody should wait for those.
+
+    ``longest``: seconds after which a return is neither waited for nor remembered.
     """
 
     def __init__(self, longest: float) -> None:
@@ -71,6 +73,7 @@ class Returns:
         self._answered_at = -math.inf
         self._expected = 0
         self._delay = longest
+        self._spread = longest  # mean distance of a return from the mean delay
 
     def answered(self, count: int, now: float) -> None:
         self._answered_at = now
@@ -80,16 +83,18 @@ class Returns:
         if self._expected:
             self._expected -= 1
             sample = min(now - self._answered_at, self._longest)
+            self._spread += 0.1 * (abs(sample - self._delay) - self._spread)
             self._delay += 0.2 * (sample - self._delay)
 
     def worth_waiting_until(self, rows: int, saved: float, now: float) -> float:
         """Until when ``rows`` waiting rows should wait for one more; ``now`` when they should not.
 
-        Waiting pays while the rows together lose less than the device time one more row in their
+        Waiting pays while the rows together lose less than the device time that one more row in their
         batch would save, and while a return is still likely.
         """
         until = self._answered_at + 2 * self._delay
+        regular = self._spread < 0.6 * self._delay  # of exponential delays it is 0.74
         expected_in = max(self._answered_at + self._delay - now, 0.0)
-        if self._expected and now < until and rows * expected_in < saved:
+        if self._expected and now < until and regular and rows * expected_in < saved:
             return until
         return now
