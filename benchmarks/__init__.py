@@ -1,1 +1,1 @@
-"""One command each; every one prints a table and exits non-zero when a target is missed."""
+"""One command each, printing a table and failing when a target is missed."""

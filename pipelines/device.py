@@ -8,10 +8,12 @@ import torch
 
 from core.errors import DeviceLost, OutOfDeviceMemory
 
-# Exhausted memory that torch reports under other names: a BLAS handle that cannot get its workspace, and
-# the CPU allocator. Sources: at::cuda::blas (CUDABlas.cpp), c10/core/impl/alloc_cpu.cpp.
-_OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
-_LOST = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "cuDNN error", "device-side assert")
+# Exhausted memory that torch reports under other names: a library's workspace and the CPU allocator.
+# Sources: torch's CUDABlas.cpp, cudnn/Exceptions.h and alloc_cpu.cpp.
+_OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory")
+# A CUDA context does not recover from an error, unless a call was refused before it reached the device.
+_DEVICE_ERRORS = ("CUDA error", "STATUS_EXECUTION_FAILED", "STATUS_INTERNAL_ERROR")
+_REFUSED_CALLS = ("invalid argument", "invalid configuration", "STATUS_NOT_SUPPORTED", "STATUS_INVALID_VALUE")
 
 
 def pick_device() -> torch.device:
@@ -28,12 +30,14 @@ def device_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        if isinstance(error, torch.OutOfMemoryError) or _says(error, _OUT_OF_MEMORY):
             traceback.clear_frames(error.__traceback__)
             torch.cuda.empty_cache()  # does nothing where CUDA was never used
             raise OutOfDeviceMemory from error
-        if isinstance(error, torch.AcceleratorError) or any(sign in text for sign in _LOST):
-            # A CUDA context does not recover from these; every later call would fail too.
+        if _says(error, _DEVICE_ERRORS) and not _says(error, _REFUSED_CALLS):
             raise DeviceLost from error
         raise
+
+
+def _says(error: Exception, signs: tuple[str, ...]) -> bool:
+    return any(sign in str(error) for sign in signs)

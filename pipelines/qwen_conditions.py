@@ -1,6 +1,5 @@
 """What a request's texts and pictures become, once for equal content. For the Qwen-Image-Edit family."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +25,6 @@ class PictureKey(NamedTuple):
     """Names pixels by content: equal keys mean equal pixels at an equal size."""
 
     digest: str
-    original: Size
     fitted: Size
 
 
@@ -120,14 +118,7 @@ def _reference_keys(request: InferenceRequest) -> tuple[PictureKey, ...]:
 
 
 def _keys(images: Sequence[Image], sizes: Sequence[Size]) -> tuple[PictureKey, ...]:
-    return tuple(
-        PictureKey(image.digest or _digest(image), image.size, size)
-        for image, size in zip(images, sizes, strict=True)
-    )
-
-
-def _digest(image: Image) -> str:
-    return hashlib.blake2b(image.pixels, digest_size=16).hexdigest()
+    return tuple(PictureKey(image.digest, size) for image, size in zip(images, sizes, strict=True))
 
 
 def _fit(image: Image, size: Size) -> pillow.Image:
