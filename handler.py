@@ -1,5 +1,6 @@
 """The program: settings → models → mux → RunPod's job loop, one job on this machine, or an HTTP server."""
 
+import gc
 import logging
 import os
 import signal
@@ -70,6 +71,7 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
             mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
         stats = mux.stats()
         log.info("ended with %s; rows in a step: %s", stats.counts, stats.batch_sizes)
+    gc.freeze()  # or the interpreter takes torch's objects apart one by one, for over a second, to leave
     return 1 if fatal else 0
 
 
