@@ -1,5 +1,6 @@
 """The program: settings → models → mux → RunPod's job loop, one job on this machine, or an HTTP server."""
 
+import gc
 import logging
 import os
 import signal
@@ -63,13 +64,14 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
         mode = modes.Modes(settings=config, catalog=rows, submit=port(mux.submit), intake=intake)
         warm = partial(mux.warm, rows.default.name)
         if job is not None:
-            mode.run_once(job)
+            mode.run_once(job, failed=lambda: bool(fatal))
         elif config.standalone_mode:
             mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm)
         else:
             mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
         stats = mux.stats()
         log.info("ended with %s; rows in a step: %s", stats.counts, stats.batch_sizes)
+    gc.freeze()  # or the interpreter takes torch's objects apart one by one, for over a second, to leave
     return 1 if fatal else 0
 
 

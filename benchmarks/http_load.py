@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +26,9 @@ from statistics import median, quantiles
 import numpy as np
 from PIL import Image as Pillow
 
-from api.images import ImageLimits, decode, encode
+from benchmarks.http_server import BATCH, ROW_SECONDS, SIDE, STEP_SECONDS
 
-SIDE = 576
-LIMIT = 8 / (0.020 + 8 * 0.002)  # requests/s of the pipeline alone
+LIMIT = BATCH / (STEP_SECONDS + BATCH * ROW_SECONDS)  # requests/s of the pipeline alone
 CPU_TARGET_MS = 2.0
 
 
@@ -55,13 +54,11 @@ def picture() -> bytes:
     return out.getvalue()
 
 
-def codec_ms(data: bytes, rounds: int = 100) -> float:
-    """CPU of decoding and encoding one picture, alone on one thread."""
-    start = time.process_time()
-    for _ in range(rounds):
-        image = decode(data, ImageLimits())
-        encode(image, "png", image.size)
-    return (time.process_time() - start) / rounds * 1000
+def codec_seconds(port: int) -> tuple[float, float]:
+    """CPU of the server's codec calls so far, and of the base64 in one request's."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        counts = json.load(answer)["jobs"]
+    return counts["codec_us"] / 1e6, counts["base64_us"] / 1e6
 
 
 def cpu_seconds(pid: int) -> float:
@@ -104,18 +101,18 @@ def main() -> int:
             }
         }
     ).encode()
-    codec = codec_ms(data)
     print(f"{os.cpu_count()} cores, load before the run {os.getloadavg()[0]:.1f}")
     print(f"request {len(body) / 1e6:.2f} MB; the pipeline alone does {LIMIT:.0f} requests/s")
-    print(f"image decoding and encoding alone: {codec:.2f} CPU-ms a request")
     print()
-    print("clients  requests/s  median ms  p95 ms  server CPU-ms  beside codec  client CPU-ms  failed")
+    print(
+        "clients  batch  requests/s  median ms  p95 ms  server CPU-ms  codec  beside  client CPU-ms  failed"
+    )
     missed = []
     with tempfile.TemporaryDirectory() as folder, server() as (port, pid):
         request, sample = Path(folder, "request"), Path(folder, "answer")
         request.write_bytes(body)
         for target in TARGETS:
-            before = cpu_seconds(pid)
+            cpu_before, (codec_before, _) = cpu_seconds(pid), codec_seconds(port)
             done = subprocess.run(
                 [
                     *(sys.executable, "-m", "benchmarks.http_clients", "--port", str(port)),
@@ -130,11 +127,14 @@ def main() -> int:
             rate = run["finished"] / run["seconds"]
             middle = median(run["latencies"]) * 1000
             tail = quantiles(run["latencies"], n=20)[-1] * 1000
-            cpu = (cpu_seconds(pid) - before) / all_requests * 1000
+            cpu = (cpu_seconds(pid) - cpu_before) / all_requests * 1000
+            codec_after, text = codec_seconds(port)
+            codec = ((codec_after - codec_before) / all_requests - text) * 1000
             check_answer(sample.read_bytes(), data)
             print(
-                f"{target.clients:7}  {rate:10.1f}  {middle:9.1f}  {tail:6.1f}  {cpu:13.2f}  "
-                f"{cpu - codec:12.2f}  {run['cpu'] / all_requests * 1000:13.2f}  {run['failed']:6}"
+                f"{target.clients:7}  {run['batch']:5.1f}  {rate:10.1f}  {middle:9.1f}  {tail:6.1f}  "
+                f"{cpu:13.2f}  {codec:11.2f}  {cpu - codec:8.2f}  {text * 1000:6.2f}  "
+                f"{run['cpu'] / all_requests * 1000:13.2f}  {run['failed']:6}"
             )
             if target.median_ms is not None and middle > target.median_ms:
                 missed.append(f"{target.clients} client: median {middle:.1f} ms, target {target.median_ms:g}")

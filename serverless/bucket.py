@@ -80,13 +80,13 @@ class Bucket:
 
     def sign(self, key: str, content_type: str) -> tuple[str, str]:
         """Presigned URLs to put and to get ``key``. Talks to nobody. Raises ``RequestError``."""
-        import boto3  # half a second of import that only large results pay
+        import botocore.session  # a fifth of a second that only large results pay
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
         where = {"Bucket": self.name or time.strftime("%m-%y"), "Key": key}
         try:
-            client = boto3.session.Session().client(
+            client = botocore.session.get_session().create_client(
                 "s3",
                 endpoint_url=self.endpoint,
                 aws_access_key_id=self.key_id,

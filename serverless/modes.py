@@ -66,7 +66,7 @@ class Modes:
             log_level=self.settings.runpod_log_level,
         )
 
-    def run_once(self, job: dict[str, Any]) -> None:
+    def run_once(self, job: dict[str, Any], failed: Callable[[], bool]) -> None:
         """One job here, its pictures saved. Raises ``SystemExit`` with 0, or 1 when it failed."""
         folder = self.settings.output_dir or Path("out")
         handle = self._handler(Recorder(self.submit, self.intake.encode, self.catalog, folder), _show)
@@ -74,7 +74,7 @@ class Modes:
         async def handle_and_shorten(job: dict[str, Any]) -> dict[str, Any]:
             return printable(await handle(job))
 
-        worker.run_once(handle_and_shorten, job, log_level=self.settings.runpod_log_level)
+        worker.run_once(handle_and_shorten, job, failed=failed, log_level=self.settings.runpod_log_level)
 
     def serve_http(
         self,

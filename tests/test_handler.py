@@ -14,7 +14,7 @@ import pytest
 import requests
 from PIL import Image as Pillow
 
-from tests.serverless.edits import job, photograph
+from tests.serverless.edits import job, photograph, picture
 from tests.serverless.job_server import JobServer
 from tests.serverless.painting import LOST
 
@@ -112,6 +112,31 @@ def test_a_real_model_without_a_gpu_answers_the_jobs_with_the_way_out(tmp_path: 
             assert answer["output"]["code"] == "not_ready"
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 5) == 0
+
+    asyncio.run(main())
+
+
+def test_real_edits_under_the_platform(tmp_path: Path) -> None:
+    """Nothing of it is a fake but the platform; and a loaded model must not make leaving slow."""
+    jobs = [job(f"job-{n}", f"picture {n}", width=64 + 16 * (n % 2), height=64, seed=n) for n in range(6)]
+
+    async def main() -> None:
+        async with JobServer() as server:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "handler.py"), cwd=ROOT, env=environment(tmp_path, **server.environment())
+            )
+            server.add(jobs)
+            await server.until(lambda: len(server.results) == len(jobs), within=60)
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 2) == 0
+            for asked in jobs:
+                answer = server.answer(asked["id"])["output"]
+                assert picture(answer).size == (asked["input"]["width"], 64)
+                assert (answer["prompt"], answer["seed"]) == (
+                    asked["input"]["prompt"],
+                    asked["input"]["seed"],
+                )
+            assert len({server.answer(asked["id"])["output"]["image"] for asked in jobs}) == len(jobs)
 
     asyncio.run(main())
 
