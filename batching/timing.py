@@ -1,33 +1,40 @@
 """What the scheduler learns by watching: step times by batch size, and how soon callers return."""
 
 import math
+from collections import deque
+
+_SAMPLES = 9
+_ENOUGH = 3
 
 
 class StepTimes:
-    """Seconds of one step by the number of rows that shared it.
+    """Seconds of one step by the number of rows that shared it: the median of the last few samples.
 
-    A sample below what is known counts more than one above it: the first steps of a shape are slow
-    (compilation, autotuning) and hiccups come one at a time. What has not been seen for ``memory``
+    The first steps of a shape are slow (compilation, autotuning) and hiccups come one at a time, so a
+    size is not judged before it has been seen ``_ENOUGH`` times. What has not been seen for ``memory``
     steps is forgotten, so that a size that once looked bad is tried again.
     """
 
     def __init__(self, memory: int = 256) -> None:
-        self._seconds: dict[int, tuple[float, int]] = {}  # rows -> (seconds, step at which it was seen)
+        self._samples: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
+        self._seen_at: dict[int, int] = {}
+        self._widths: dict[int, int] = {}  # answers of ``width`` since the last sample
         self._step = 0
         self._memory = memory
-        self._widths: dict[int, int] = {}  # answers of ``width`` since the last sample
         self.per_row = 0.0  # seconds a row costs in the most efficient batch seen; 0 when none was
 
     def observe(self, rows: int, seconds: float) -> None:
         self._step += 1
-        if known := self._seconds.get(rows):
-            seconds = known[0] + (seconds - known[0]) * (0.5 if seconds < known[0] else 0.1)
-        self._seconds[rows] = seconds, self._step
+        self._seen_at[rows] = self._step
+        samples = self._samples.setdefault(rows, deque(maxlen=_SAMPLES))
+        samples.append(seconds)
+        self._medians[rows] = sorted(samples)[(len(samples) - 1) // 2]
         if self._step % self._memory == 0:
-            oldest = self._step - self._memory
-            self._seconds = {size: seen for size, seen in self._seconds.items() if seen[1] > oldest}
+            for size in [size for size, at in self._seen_at.items() if at <= self._step - self._memory]:
+                del self._samples[size], self._medians[size], self._seen_at[size]
         self._widths.clear()
-        self.per_row = min(known / size for size, (known, _) in self._seconds.items())
+        self.per_row = min([median / size for size, median in self._medians.items()])
 
     def estimate(self, rows: int) -> float:
         """0 when nothing was ever observed.
@@ -36,16 +43,19 @@ class StepTimes:
         batch that costs what one row costs and one that costs what its rows cost one by one: hopeful
         enough to be tried, and then it is known.
         """
-        if seen := self._seconds.get(rows):
-            return seen[0]
-        if not self._seconds:
-            return 0.0
-        nearest = min(self._seconds, key=lambda size: abs(size - rows))
-        return self._seconds[nearest][0] * math.sqrt(rows / nearest)
+        median = self._medians.get(rows)
+        if median is not None and len(self._samples[rows]) >= _ENOUGH:
+            return median
+        others = [size for size in self._medians if size != rows]
+        if not others:
+            return median or 0.0
+        nearest = min(others, key=lambda size: abs(size - rows))
+        guess = self._medians[nearest] * math.sqrt(rows / nearest)
+        return guess if median is None else min(guess, median)
 
     def width(self, most: int, min_gain: float) -> int:
         """The narrowest batch of at most ``most`` rows within ``min_gain`` of the best throughput."""
-        if most <= 1 or not self._seconds or min_gain <= 0:
+        if most <= 1 or not self._medians or min_gain <= 0:
             return most
         if (known := self._widths.get(most)) is None:
             throughput = [rows / max(self.estimate(rows), 1e-9) for rows in range(1, most + 1)]

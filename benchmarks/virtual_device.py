@@ -7,6 +7,7 @@ from typing import Protocol
 
 from batching.job import Job, JobState
 from batching.scheduler import Rest, Scheduler
+from core.errors import CapacityError
 from core.request import InferenceRequest
 
 Arrival = tuple[float, InferenceRequest]
@@ -27,10 +28,12 @@ def simulate(
     arrivals: Iterable[Arrival],
     costs: Costs,
     answered: Callable[[Job, float], Arrival | None],
+    refused: Callable[[InferenceRequest], None] | None = None,
 ) -> float:
     """Run until nothing is left; the time at which that was.
 
-    ``answered(job, now)`` sees every finished job and may return the next arrival of its caller.
+    ``answered(job, now)`` sees every finished job and may return the next arrival of its caller;
+    ``refused`` sees what the queue had no room for, which is a fault when it is None.
     """
     coming = [(time, number, request) for number, (time, request) in enumerate(arrivals)]
     heapq.heapify(coming)
@@ -40,7 +43,12 @@ def simulate(
     def submit_until(time: float) -> None:
         while coming and coming[0][0] <= time:
             at, _, request = heapq.heappop(coming)
-            scheduler.submit(request, at)
+            try:
+                scheduler.submit(request, at)
+            except CapacityError:
+                if refused is None:
+                    raise
+                refused(request)
 
     while True:
         submit_until(now)

@@ -1,4 +1,4 @@
-"""One-step models under clients that ask again as soon as they are answered, in virtual time."""
+"""One-step models in virtual time: under clients that ask again once answered, and under a flood."""
 
 import random
 import statistics
@@ -110,3 +110,18 @@ def test_open_traffic_is_hardly_held_back() -> None:
         return statistics.fmean(latencies)
 
     assert mean_latency(POLICY) < 1.05 * mean_latency(BatchPolicy(max_batch_size=8, max_wait=0.0))
+
+
+@pytest.mark.parametrize("overload", [1.2, 5.0, 50.0])
+def test_goodput_under_overload_is_that_of_a_full_device(overload: float) -> None:
+    """What cannot be served is refused and costs the device nothing."""
+    rng, now, refused = random.Random(3), 0.0, list[InferenceRequest]()
+    capacity = 8 / 0.036
+    arrivals = []
+    for n in range(4 * JOBS):
+        now += rng.expovariate(overload * capacity)
+        arrivals.append((now, make_request(f"{n}", steps=1, size=(16, 16 * (1 + n % 2)))))
+    policy = BatchPolicy(max_batch_size=8, max_queue=64)
+    seconds = simulate(Scheduler(policy), arrivals, Linear(), lambda job, now: None, refused.append)
+    assert (len(arrivals) - len(refused)) / seconds >= 0.9 * capacity
+    assert refused
