@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
 from core.pipeline import Catalog, Pipeline, PipelineSpec
+from pipelines.importing import undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +131,12 @@ class ModelManager:
 
     def _load(self, spec: PipelineSpec) -> LoadedPipeline:
         self._publish("loading", f"{spec.name} is loading: importing libraries")
-        available = self._has_gpu()
-        self._status = replace(self._status, gpu_available=available)
-        if spec.needs_gpu and not available:
-            raise _no_gpu(spec.name)
+        with undisturbed():
+            available = self._has_gpu()
+            self._status = replace(self._status, gpu_available=available)
+            if spec.needs_gpu and not available:
+                raise _no_gpu(spec.name)
+            load = _factory(spec)
         while len(self._loaded) >= self._options.max_models:
             evicted, _ = self._loaded.popitem(last=False)
             self._publish("loading", f"{spec.name} is loading: {evicted} makes room for it")
@@ -142,7 +145,7 @@ class ModelManager:
         def report(component: str, number: int, total: int) -> None:
             self._publish("loading", f"{spec.name} is loading: {component} ({number} of {total})")
 
-        pipeline = _factory(spec)(spec, self._options_for(spec), report)
+        pipeline = load(spec, self._options_for(spec), report)
         self._loaded[spec.name] = pipeline
         self._failures.pop(spec.name, None)
         self._publish("ready", f"{spec.name} is loaded")

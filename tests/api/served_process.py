@@ -6,11 +6,8 @@ worker does that loads its model; ``--drain SECONDS`` is the drain limit; ``--st
 
 import argparse
 import asyncio
-import ctypes
-import gc
 import importlib
 import importlib.util
-import os
 import socket
 import sys
 import threading
@@ -25,6 +22,7 @@ from core.pipeline import Catalog, PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
 from core.service import Health
+from pipelines.importing import undisturbed
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--import", dest="module")
@@ -63,18 +61,10 @@ def drain(seconds: float) -> None:
 
 
 def load() -> None:
-    """As a worker's device thread does it: the large library by a call that lets go of the GIL, and no
-    collection of garbage meanwhile; each of them alone would stop the event loop for 0.2 s."""
+    """As a worker's device thread does it."""
     global state
-    torch = importlib.util.find_spec("torch")
-    assert torch is not None
-    assert torch.submodule_search_locations is not None
-    folder = torch.submodule_search_locations[0]
-    ctypes.CDLL(None).dlopen(f"{folder}/lib/libtorch_cpu.so".encode(), os.RTLD_NOW)
-    gc.disable()
-    importlib.import_module(options.module)
-    gc.freeze()
-    gc.enable()
+    with undisturbed():
+        importlib.import_module(options.module)
     state = replace(state, state="ready")
 
 
