@@ -82,18 +82,13 @@ def parse_json(body: bytes) -> Any:
     String values from ``LONG`` bytes on come as ``LongText`` unless they hold escapes.
     Raises ``RequestError`` ``invalid_json``, which tells the place but never the text.
     """
-    position = -1
-    for _ in range(MAX_VALUES + 1):
-        position = body.find(b",", position + 1)
-        if position < 0:
-            break
-    else:
-        raise _too_many()
     strings, spans = _find_strings(body)
     # Random, so that no body can name one of its own.
-    lifted = {f"{secrets.token_hex(16)}": LongText(memoryview(body)[a:b]) for a, b in spans}
+    lifted = {secrets.token_hex(16): LongText(memoryview(body)[a:b]) for a, b in spans}
+    rest = _without(body, spans, lifted) if spans else body
+    _refuse_many(rest)
     try:
-        value = orjson.loads(_without(body, spans, lifted) if spans else body)
+        value = orjson.loads(rest)
     except orjson.JSONDecodeError:
         raise RequestError(
             "invalid_json", "the body is not valid JSON; check quotation marks, commas and encoding"
@@ -131,6 +126,15 @@ def _find_strings(body: bytes) -> tuple[int, list[tuple[int, int]]]:
             spans.append((start + 1, end))
         start = body.find(b'"', end + 1)
     return count, spans
+
+
+def _refuse_many(text: bytes) -> None:
+    position = -1
+    for _ in range(MAX_VALUES + 1):
+        position = text.find(b",", position + 1)
+        if position < 0:
+            return
+    raise _too_many()
 
 
 def _without(body: bytes, spans: list[tuple[int, int]], names: Iterable[str]) -> bytes:
