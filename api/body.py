@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 LONG: Final = 65_536
 MAX_VALUES: Final = 20_000  # commas, and quotation marks, in one body
+_BACKSLASH: Final = 0x5C
 
 
 class ClientGone(Exception):
@@ -80,7 +81,7 @@ def parse_json(body: bytes) -> Any:
     """Strict JSON: no NaN or Infinity, no duplicate keys, no lone surrogates, no deep nesting.
 
     String values from ``LONG`` bytes on come as ``LongText`` unless they hold escapes.
-    Raises ``RequestError`` ``invalid_json``, which tells the place but never the text.
+    Raises ``RequestError`` ``invalid_json``, which never repeats the text.
     """
     strings, spans = _find_strings(body)
     # Random, so that no body can name one of its own.
@@ -114,13 +115,14 @@ def _find_strings(body: bytes) -> tuple[int, list[tuple[int, int]]]:
             looks += 1
             if looks > MAX_VALUES:
                 raise _too_many()
-            end = body.find(b'"', end + 1)
+            since = end + 1
+            end = body.find(b'"', since)
             if end < 0:
                 return count, spans  # unterminated: the parser says so
-            before = end - 1
-            while body[before] == 0x5C:
-                before -= 1
-            if (end - before) % 2:  # an even run of backslashes leaves the quotation mark alone
+            if body[end - 1] != _BACKSLASH:
+                break
+            part = body[since:end]
+            if (len(part) - len(part.rstrip(b"\\"))) % 2 == 0:  # an even run leaves the mark alone
                 break
         if end - start > LONG and body.find(b"\\", start, end) < 0:
             spans.append((start + 1, end))
