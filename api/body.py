@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 LONG: Final = 65_536
 MAX_VALUES: Final = 20_000  # commas, and quotation marks, in one body
+_BACKSLASH: Final = 0x5C
 
 
 class ClientGone(Exception):
@@ -80,20 +81,15 @@ def parse_json(body: bytes) -> Any:
     """Strict JSON: no NaN or Infinity, no duplicate keys, no lone surrogates, no deep nesting.
 
     String values from ``LONG`` bytes on come as ``LongText`` unless they hold escapes.
-    Raises ``RequestError`` ``invalid_json``, which tells the place but never the text.
+    Raises ``RequestError`` ``invalid_json``, which never repeats the text.
     """
-    position = -1
-    for _ in range(MAX_VALUES + 1):
-        position = body.find(b",", position + 1)
-        if position < 0:
-            break
-    else:
-        raise _too_many()
     strings, spans = _find_strings(body)
     # Random, so that no body can name one of its own.
-    lifted = {f"{secrets.token_hex(16)}": LongText(memoryview(body)[a:b]) for a, b in spans}
+    lifted = {secrets.token_hex(16): LongText(memoryview(body)[a:b]) for a, b in spans}
+    rest = _without(body, spans, lifted) if spans else body
+    _refuse_many(rest)
     try:
-        value = orjson.loads(_without(body, spans, lifted) if spans else body)
+        value = orjson.loads(rest)
     except orjson.JSONDecodeError:
         raise RequestError(
             "invalid_json", "the body is not valid JSON; check quotation marks, commas and encoding"
@@ -119,18 +115,28 @@ def _find_strings(body: bytes) -> tuple[int, list[tuple[int, int]]]:
             looks += 1
             if looks > MAX_VALUES:
                 raise _too_many()
-            end = body.find(b'"', end + 1)
+            since = end + 1
+            end = body.find(b'"', since)
             if end < 0:
                 return count, spans  # unterminated: the parser says so
-            before = end - 1
-            while body[before] == 0x5C:
-                before -= 1
-            if (end - before) % 2:  # an even run of backslashes leaves the quotation mark alone
+            if body[end - 1] != _BACKSLASH:
+                break
+            part = body[since:end]
+            if (len(part) - len(part.rstrip(b"\\"))) % 2 == 0:  # an even run leaves the mark alone
                 break
         if end - start > LONG and body.find(b"\\", start, end) < 0:
             spans.append((start + 1, end))
         start = body.find(b'"', end + 1)
     return count, spans
+
+
+def _refuse_many(text: bytes) -> None:
+    position = -1
+    for _ in range(MAX_VALUES + 1):
+        position = text.find(b",", position + 1)
+        if position < 0:
+            return
+    raise _too_many()
 
 
 def _without(body: bytes, spans: list[tuple[int, int]], names: Iterable[str]) -> bytes:

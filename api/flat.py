@@ -173,6 +173,12 @@ class FlatDialect:
         """The answer as JSON text; resized, encoded and joined in the codec's threads."""
         return await self.intake.codec.finish(partial(_render, job, result))
 
+    async def render_output(self, job: FlatJob, result: InferenceResult) -> dict[str, Any]:
+        """The same answer as a value, for callers that write their own JSON."""
+        return await self.intake.codec.finish(
+            lambda: {"image": _picture(job, result).decode(), **answer(job, result)}
+        )
+
 
 def unwrap(body: object) -> object:
     """The ``input`` of a request's body. Raises ``RequestError``."""
@@ -209,8 +215,13 @@ def refuse(error: ServingError, *, request_id: str, gpu_available: bool) -> tupl
     return status, body if error.param is None else body | {"param": error.param}
 
 
+def _picture(job: FlatJob, result: InferenceResult) -> bytes:
+    text: bytes = pybase64.b64encode(encode(result.image, job.output_format, job.request.size))
+    return text
+
+
 def _render(job: FlatJob, result: InferenceResult) -> bytes:
-    picture = pybase64.b64encode(encode(result.image, job.output_format, job.request.size))
+    picture = _picture(job, result)
     # Joined: a JSON writer would only look at a million harmless characters once more.
     return b"".join((b'{"image":"', picture, b'",', orjson.dumps(answer(job, result))[1:]))
 

@@ -20,7 +20,8 @@ from core.request import Image, Size
 
 _DATA_URI = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{1,100}){0,4}?;base64,", re.IGNORECASE)
 _LONGEST_PREFIX = 1024
-_BLANKS = str.maketrans("-_", "+/", " \t\r\n\f\v")
+_USUAL_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_BLANKS = b" \t\r\n\f\v"
 
 
 class Fetch(Protocol):
@@ -135,24 +136,24 @@ def from_base64(text: str | LongText, limits: ImageLimits) -> bytes:
     except ValueError:
         pass
     try:
-        plain = digits if isinstance(digits, str) else _printable(digits)
-        plain = plain.translate(_BLANKS).rstrip("=")
-        return _strict(plain + "=" * (-len(plain) % 4))
+        raw = digits.encode("ascii") if isinstance(digits, str) else _printable(digits)
+        plain = raw.translate(_USUAL_ALPHABET, _BLANKS).rstrip(b"=")
+        return _strict(plain + b"=" * (-len(plain) % 4))
     except ValueError:
         raise RequestError("invalid_image", "the image is not valid base64") from None
 
 
-def _strict(digits: str | memoryview) -> bytes:
+def _strict(digits: str | bytes | memoryview) -> bytes:
     data: bytes = pybase64.b64decode(digits, validate=True)
     return data
 
 
-def _printable(digits: memoryview) -> str:
+def _printable(digits: memoryview) -> bytes:
     """What a JSON string may hold: raw line breaks, unlike escaped ones, would be no JSON."""
-    text = bytes(digits).decode("ascii")
-    if not text.isprintable():
+    raw = bytes(digits)
+    if not raw.decode("ascii").isprintable():
         raise ValueError
-    return text
+    return raw
 
 
 def _is_url(content: str | LongText | bytes) -> TypeGuard[str]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -158,6 +160,30 @@ def test_a_duplicate_key_is_found_beside_long_strings() -> None:
         parse_json(f'{{"a":"{LONG_TEXT}","a":"{LONG_TEXT}"}}'.encode())
     with pytest.raises(RequestError, match="a key is over the limit"):
         parse_json(f'{{"{LONG_TEXT}":1}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'["' + b"\\\\" * 10_000_000 + b'"]',
+        b'["' + b'\\\\\\"' * 5_000_000 + b'"]',
+        b'"' * 20_000_000,
+        b"[" * 20_000_000,
+        b"[" + b"0," * 10_000_000 + b"0]",
+        b'{"a":"' + b"x" * 20_000_000 + b'"}',
+        b"[" + b" " * 20_000_000 + b"]",
+    ],
+    ids=["backslashes", "escaped quotes", "quotes", "brackets", "zeros", "one text", "blanks"],
+)
+def test_twenty_megabytes_of_anything_are_looked_at_quickly(body: bytes) -> None:
+    """Parsing happens on the event loop, where a second spent on one caller is everybody's."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with suppress(RequestError):
+            parse_json(body)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.1
 
 
 Json = st.recursive(

@@ -244,6 +244,7 @@ def test_the_answer_is_flat_and_complete() -> None:
             lightning_enabled=True,
         )
         body = json.loads(asyncio.run(dialect.render(job, result)))
+        assert asyncio.run(dialect.render_output(job, result)) == body
     picture = Pillow.open(io.BytesIO(base64.b64decode(body.pop("image"), validate=True)))
     assert (picture.format, picture.size, picture.getpixel((50, 30))) == ("PNG", (100, 70), (9, 8, 7))
     assert body == {

@@ -431,13 +431,13 @@ def test_overload_is_refused_fast_and_before_the_body() -> None:
     with serving(images=IntakeOptions(held_bytes=100_000)) as running, running.client.socket() as holding:
         holding.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n{")
         deadline = time.monotonic() + 5
-        answer = None
-        while time.monotonic() < deadline:
+        while running.client.request("POST", "/run", b" " * 20_000).status != 429:
+            assert time.monotonic() < deadline
+        seconds = []
+        for _ in range(5):
             start = time.perf_counter()
             answer = running.client.request("POST", "/run", b" " * 20_000)
-            if answer.status == 429:
-                break
-        assert answer is not None
-        assert answer.status == 429
-        assert time.perf_counter() - start < 0.05
-        assert answer.headers["retry-after"] == "1"
+            seconds.append(time.perf_counter() - start)
+            assert answer.status == 429
+            assert answer.headers["retry-after"] == "1"
+        assert min(seconds) < 0.05
