@@ -46,6 +46,10 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("default_model", "model_id"),
         description="registry name, hub id or alias to serve (DEFAULT_MODEL, else MODEL_ID)",
     )
+    allowed_models: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="further models that a request may name, comma-separated; each is loaded when asked for",
+    )
     model_dir: UserPath | None = Field(
         None, description="folder of the default model's checkpoint, instead of its hub id"
     )
@@ -179,12 +183,16 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("fetch_allow_hosts", mode="before")
+    @field_validator("allowed_models", "fetch_allow_hosts", mode="before")
     @classmethod
-    def _split_hosts(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        pairs = frozenset(part.strip().lower() for part in value.split(",") if part.strip())
+        return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
+
+    @field_validator("fetch_allow_hosts")
+    @classmethod
+    def _host_and_port(cls, pairs: frozenset[str]) -> frozenset[str]:
         for pair in pairs:
             host, colon, port = pair.rpartition(":")
             if not (host and colon and port.isdecimal()):
@@ -207,6 +215,7 @@ class Settings(BaseSettings):
     def row(self) -> dict[str, Any]:
         """For ``pipelines.registry.catalog``."""
         return {
+            "allowed": self.allowed_models,
             "reference_area": self.reference_area,
             "condition_area": self.condition_area,
             "steps": self.default_steps,

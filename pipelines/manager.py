@@ -9,6 +9,7 @@ import importlib
 import logging
 import sys
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -125,8 +126,17 @@ class ModelManager:
         return pipeline
 
     def status(self) -> ModelStatus:
-        """A snapshot; the cache counters in it are of this moment."""
+        """A snapshot; the cache counters in it are of this moment.
+
+        A failure that may mend itself stands until its back-off is over. From then on the state is
+        idle again, so that work is let in and the load tried once more.
+        """
         status = self._status
+        failure = self._failures.get(self._catalog.default.name)
+        if status.state == "failed" and (
+            failure is None or (failure.error.retryable and self._clock() >= failure.retry_at)
+        ):
+            status = replace(status, state="idle")
         return replace(status, caches={name: dict(counts) for name, counts in status.caches.items()})
 
     def _load(self, spec: PipelineSpec) -> LoadedPipeline:
@@ -163,12 +173,14 @@ class ModelManager:
 
     def _remember(self, name: str, error: Exception) -> CapacityError:
         log.error("loading %s failed", name, exc_info=error)
+        _let_go(error)
         _free_memory()
         before = self._failures.get(name)
         attempts = 1 if before is None else before.attempts + 1
         wait = min(FIRST_RETRY * 2 ** (attempts - 1), LONGEST_RETRY)
         answer = _again(_as_answer(name, error), wait)
-        self._failures[name] = _Failure(answer, attempts, self._clock() + wait)
+        # A copy: the one that is raised collects a traceback, and with it whatever was half loaded.
+        self._failures[name] = _Failure(_again(answer, wait), attempts, self._clock() + wait)
         still_serving = self._catalog.default.name in self._loaded
         self._publish("ready" if still_serving else "failed", answer.message)
         return answer
@@ -195,13 +207,12 @@ def _factory(spec: PipelineSpec) -> Factory:
 
 
 def _no_gpu(name: str) -> CapacityError:
-    error = CapacityError(
+    return CapacityError(
         "not_ready",
         f"{name} needs a CUDA device and there is none here; "
         "set DEFAULT_MODEL=pocket-edit to try this worker on a CPU",
+        retryable=False,
     )
-    error.retryable = False
-    return error
 
 
 def _as_answer(name: str, error: Exception) -> CapacityError:
@@ -219,9 +230,16 @@ def _as_answer(name: str, error: Exception) -> CapacityError:
 
 def _again(error: CapacityError, wait: float) -> CapacityError:
     """A fresh instance: one that is raised twice would collect tracebacks."""
-    answer = CapacityError(error.code, error.message, param=error.param, retry_after=wait)
-    answer.retryable = error.retryable
-    return answer
+    return CapacityError(
+        error.code, error.message, param=error.param, retry_after=wait, retryable=error.retryable
+    )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the frames of a failed load still hold: the components that were read before it failed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _free_memory() -> None:

@@ -18,7 +18,6 @@ SPECS: tuple[PipelineSpec, ...] = (
         name="qwen-image-edit",
         factory=_EDIT,
         source="Qwen/Qwen-Image-Edit",
-        aliases=("Qwen/Qwen-Image-Edit",),
         steps=50,
         condition_area=1024 * 1024,
         max_images=1,
@@ -27,25 +26,21 @@ SPECS: tuple[PipelineSpec, ...] = (
         _QWEN,
         name="qwen-image-edit-2509",
         source="Qwen/Qwen-Image-Edit-2509",
-        aliases=("Qwen/Qwen-Image-Edit-2509",),
     ),
     replace(
         _QWEN,
         name="qwen-image-edit-2511",
         source="Qwen/Qwen-Image-Edit-2511",
-        aliases=("Qwen/Qwen-Image-Edit-2511",),
     ),
     replace(
         _QWEN,
         name="firered-image-edit-1.0",
         source="FireRedTeam/FireRed-Image-Edit-1.0",
-        aliases=("FireRedTeam/FireRed-Image-Edit-1.0",),
     ),
     replace(
         _QWEN,
         name="firered-image-edit-1.1",
         source="FireRedTeam/FireRed-Image-Edit-1.1",
-        aliases=("FireRedTeam/FireRed-Image-Edit-1.1",),
     ),
     # The same architecture with random weights, small enough for a CPU: its pictures mean nothing.
     PipelineSpec(
@@ -68,15 +63,19 @@ SPECS: tuple[PipelineSpec, ...] = (
 def catalog(
     default: str,
     *,
+    allowed: frozenset[str] = frozenset(),
     reference_area: int | None = None,
     condition_area: int | None = None,
     steps: int | None = None,
     cfg: float | None = None,
 ) -> Catalog:
-    """All rows, with the operator's wishes in place of the rows' own figures; None keeps those.
+    """The default's row and those ``allowed`` by name, with the operator's wishes in place of their figures.
+
+    A row that nobody allowed is unknown: one request for it would throw out the model in use and start
+    a download of tens of gigabytes. None keeps a row's own figure.
 
     reference_area, condition_area: pixels. steps: 1 to the row's ``max_steps``. cfg: >= 0.
-    Raises ``RequestError`` ``model_not_found`` when no row is called ``default``.
+    Raises ``RequestError`` ``model_not_found`` when no row is called ``default``, or as one of ``allowed``.
     """
     wishes = {
         "reference_area": reference_area,
@@ -85,4 +84,7 @@ def catalog(
         "cfg": cfg,
     }
     given = {name: value for name, value in wishes.items() if value is not None}
-    return Catalog([replace(spec, **given) for spec in SPECS], default)  # type: ignore[arg-type]
+    known = Catalog(SPECS, default)
+    served = {known.get(name).name for name in (default, *allowed)}
+    rows = [replace(spec, **given) for spec in SPECS if spec.name in served]  # type: ignore[arg-type]
+    return Catalog(rows, default)

@@ -141,7 +141,7 @@ def cannot_start(error: Exception, *, serving: bool) -> int:
     On RunPod a process that ends is started again and nobody reads its log, so there every job is
     answered with the reason instead, until SIGTERM; then the status is 0.
     """
-    sentence = f"DEFAULT_MODEL: {error}" if isinstance(error, ServingError) else str(error)
+    sentence = f"DEFAULT_MODEL or ALLOWED_MODELS: {error}" if isinstance(error, ServingError) else str(error)
     print(sentence, file=sys.stderr, flush=True)
     if not (serving and on_runpod()):
         return 2

@@ -118,6 +118,14 @@ def test_what_is_imported_is_required_by_name() -> None:
     assert unnamed(runtime - {"pydantic"}, "settings.py"), "an unnamed import must be seen"
 
 
+def test_make_bench_runs_every_benchmark() -> None:
+    """One that nobody runs measures nothing; one that is only another's part cannot be run alone."""
+    named = re.search(r"^BENCHES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert named
+    runnable = {p.stem for p in (ROOT / "benchmarks").glob("*.py") if "def main() -> int" in p.read_text()}
+    assert set(named[1].split()) == runnable
+
+
 def test_the_dockerfile_is_linted(tmp_path: Path) -> None:
     """No test builds the image, so its text is what can be checked; and the lint must bite."""
     bad = tmp_path / "Dockerfile"

@@ -63,7 +63,11 @@ def test_importing_it_loads_nothing_heavy_and_starts_nothing() -> None:
     ("variable", "value", "words"),
     [
         ("BATCH_SIZE", "many", "BATCH_SIZE"),
-        ("DEFAULT_MODEL", "pocket-edt", "DEFAULT_MODEL: no such model here; did you mean 'pocket-edit'?"),
+        (
+            "DEFAULT_MODEL",
+            "pocket-edt",
+            "DEFAULT_MODEL or ALLOWED_MODELS: no such model here; did you mean 'pocket-edit'?",
+        ),
         ("API_WORKERS", "2", "API_WORKERS: one process owns one device"),
         ("MAX_OUTPUT_MB", "20", "MAX_OUTPUT_MB"),
     ],

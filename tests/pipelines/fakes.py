@@ -1,6 +1,7 @@
 """Factories that a registry row can name, for tests of the manager: no model library, no weights."""
 
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,16 @@ def load_through_gate(spec: PipelineSpec, options: ModelOptions, report: Report)
     gate.reached.set()
     assert gate.opened.wait(10)
     return FakePipeline(spec, options)
+
+
+class Weights:
+    """Stands for gigabytes of a component that was read before the load failed."""
+
+
+READ: list["weakref.ref[Weights]"] = []
+
+
+def load_half(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipeline:
+    half = Weights()
+    READ.append(weakref.ref(half))
+    raise OSError("the second file is damaged")

@@ -183,3 +183,50 @@ def test_status_counts_are_of_the_moment() -> None:
     counts["hits"] += 1
     assert before.caches["one.prompts"]["hits"] == 0
     assert models.status().caches["one.prompts"]["hits"] == 1
+
+
+def test_a_failure_that_may_mend_itself_lets_work_in_again(tmp_path: Path) -> None:
+    """A hub that was down for a minute at start must not end the service: nobody else would try again."""
+    weights = tmp_path / "weights"
+    row = replace(ROW, factory="tests.pipelines.fakes:load_when_file_exists", source=str(weights))
+    clock = Clock()
+    models = manager(row, clock=clock)
+    with pytest.raises(CapacityError):
+        models.acquire("one")
+    assert models.status().state == "failed"
+    clock.now += 5
+    assert models.status().state == "idle"
+    weights.touch()
+    models.acquire("one")
+    assert models.status().state == "ready"
+
+
+def test_a_fault_that_cannot_mend_itself_stands() -> None:
+    """Without a device, waiting helps nobody: the sentence is the answer."""
+    clock = Clock()
+    models = manager(replace(ROW, needs_gpu=True), clock=clock)
+    with pytest.raises(CapacityError):
+        models.acquire("one")
+    clock.now += 3600
+    assert models.status().state == "failed"
+
+
+def test_another_models_failure_is_not_the_services() -> None:
+    """Whoever asks for the default model is served, though the other one's load threw it out."""
+    broken = replace(TWO, factory="tests.pipelines.fakes:load_half")
+    models = manager(ROW, broken)
+    models.acquire("one")
+    with pytest.raises(CapacityError):
+        models.acquire("two")
+    assert models.status().state == "idle"
+    models.acquire("one")
+    assert models.status().state == "ready"
+
+
+def test_a_failed_load_keeps_nothing_of_what_it_had_read() -> None:
+    """Otherwise the next try would find the device full, and fail for that."""
+    models = manager(replace(ROW, factory="tests.pipelines.fakes:load_half"))
+    with pytest.raises(CapacityError) as kept:
+        models.acquire("one")
+    assert fakes.READ[-1]() is None
+    assert kept.value.code == "not_ready"

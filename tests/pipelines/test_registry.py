@@ -42,7 +42,18 @@ def test_every_row_names_a_factory_that_exists(spec: PipelineSpec) -> None:
 )
 def test_hub_ids_are_understood(asked: str | None, meant: str) -> None:
     """Existing settings and clients name models by their hub ids."""
-    assert catalog("pocket-edit").get(asked).name == meant
+    everything = frozenset(spec.name for spec in SPECS)
+    assert catalog("pocket-edit", allowed=everything).get(asked).name == meant
+
+
+def test_what_nobody_allowed_is_not_served() -> None:
+    """One request for it would throw out the model in use and download tens of gigabytes."""
+    rows = catalog("pocket-edit", allowed=frozenset({"Qwen/Qwen-Image-Edit-2511"}))
+    assert [spec.name for spec in rows] == ["qwen-image-edit-2511", "pocket-edit"]
+    with pytest.raises(RequestError):
+        rows.get("qwen-image-edit-2509")
+    with pytest.raises(RequestError):
+        catalog("pocket-edit", allowed=frozenset({"qwen-image-edt"}))
 
 
 def test_the_operators_figures_replace_the_rows() -> None:
