@@ -29,7 +29,7 @@ from tests.fakes import (
     make_request,
 )
 
-EIGHT = BatchPolicy(max_batch_size=8, hang_after=0.2)
+EIGHT = BatchPolicy(max_batch_size=8, hang_after=0.2, min_gain=0.0)
 
 
 def batch(

@@ -115,7 +115,7 @@ def test_batches_grow_no_wider_than_pays() -> None:
 
     def widths(seconds: Callable[[int], float]) -> list[int]:
         rig = Rig(seconds=seconds)
-        for size in (1, 2, 3, 4):
+        for size in (1, 2, 3, 4) * 6:
             rig.submit(*rows(size, steps=1))
             rig.run_out()
         rig.submit(*rows(12, steps=1))

@@ -1,6 +1,5 @@
 """What is learnt from watching, and what is forgotten."""
 
-
 from batching.timing import Returns, StepTimes
 
 
