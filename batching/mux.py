@@ -193,14 +193,22 @@ class BatchMux:
 
     def _run(self) -> None:
         try:
-            while task := self._next_task():
-                task()
-                self._deliver()
+            while self._run_task():
+                pass
         except DeviceLost as error:
             log.critical("the device is lost", exc_info=error)
             self._fail(error.message)
         except BaseException as error:  # the watchdog finds the thread dead and answers everyone
             log.critical("the device thread died", exc_info=error)
+
+    def _run_task(self) -> bool:
+        """In a frame of its own, so that an idle thread holds on to no request."""
+        task = self._next_task()
+        if task is None:
+            return False
+        task()
+        self._deliver()
+        return True
 
     def _next_task(self) -> Callable[[], None] | None:
         """Wait for something to do; None at the end."""

@@ -14,9 +14,9 @@ class Selection:
     """Which lane is served, with which rows.
 
     The lane whose first job ranks lowest is served, in as wide a batch as pays, unless it would pay to
-    let a batch gather while another lane runs. Two guards stand over
-    that, both counted in batch times: a lane others hold up goes next and keeps the device until its
-    oldest job is done, and a model others hold up stops admission for the model in memory.
+    let its batch gather while another lane runs. Two guards stand over that, both counted in batch
+    times: a lane that others hold up goes next and keeps the device until its oldest job is done, and a
+    model that others hold up stops admission for the model in memory.
 
     model: the one whose rows are or were last in memory. Rows of two models are never in memory
         together, so that one can be evicted for the other.
@@ -42,9 +42,7 @@ class Selection:
     def _between_steps(self, lanes: list[Lane], allowed: int, now: float) -> Choice | float:
         wake = math.inf
         while lanes:
-            lane = (
-                lanes[0] if len(lanes) == 1 else min(lanes, key=lambda lane: self._turn(lane, allowed, now))
-            )
+            lane = min(lanes, key=lambda lane: self._turn(lane, allowed, now))
             rows = self._rows(lane, allowed, now)
             held_up = self._held_up(lanes, lane, rows, now)
             if held_up is not None:

@@ -19,7 +19,8 @@ class StepTimes:
         self._samples: dict[int, deque[float]] = {}
         self._medians: dict[int, float] = {}
         self._seen_at: dict[int, int] = {}
-        self._widths: dict[int, int] = {}  # answers of ``width`` since the last sample
+        self._estimates: dict[int, float] = {}  # answers since the last sample
+        self._widths: dict[int, int] = {}
         self._step = 0
         self._memory = memory
         self.per_row = 0.0  # seconds a row costs in the most efficient batch seen; 0 when none was
@@ -33,6 +34,7 @@ class StepTimes:
         if self._step % self._memory == 0:
             for size in [size for size, at in self._seen_at.items() if at <= self._step - self._memory]:
                 del self._samples[size], self._medians[size], self._seen_at[size]
+        self._estimates.clear()
         self._widths.clear()
         self.per_row = min([median / size for size, median in self._medians.items()])
 
@@ -43,6 +45,11 @@ class StepTimes:
         batch that costs what one row costs and one that costs what its rows cost one by one: hopeful
         enough to be tried, and then it is known.
         """
+        if (known := self._estimates.get(rows)) is None:
+            known = self._estimates[rows] = self._guess(rows)
+        return known
+
+    def _guess(self, rows: int) -> float:
         median = self._medians.get(rows)
         if median is not None and len(self._samples[rows]) >= _ENOUGH:
             return median

@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=64)
     parser.add_argument("--keys", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     outcomes = [run(options.jobs, options.threads, options.keys) for _ in range(options.repeats)]
     print(f"(a) mux overhead: {options.jobs} jobs, {options.threads} threads, {options.keys} keys, no work")

@@ -8,11 +8,12 @@ are Poisson, or Poisson bursts of 1 + Geometric requests, 6 on average. All cont
 Load: 100 % is what the device does when every step is a full batch of its policy's size, the most that
 any of the contenders could ever do; so the loads are the same requests a second for all three.
 
-Device: one step of rows with ``w = tokens * (1 + tokens / 12288)`` (the second term is attention) takes
-``50 ms * (0.978**p + (0.31 * sum(w) / w_512)**p) ** (1/p)``, p = 2.5: a floor of launches and weights,
-then proportional. Relative to one row it gives batches of 2, 4, 8 at 512² a throughput of 1.83, 2.70 and
-3.10, and 2 at 1024² of 1.06; SGLang publishes 1.82, 2.77, 3.14 and 1.02 for Qwen-Image on an H200.
-Encoding a row takes 1.2, decoding it 0.8 proportional parts of its step (25 to 35 % of a 4-step edit).
+Device: one step of rows with ``w = tokens * (1 + tokens / 1170)`` each (the second term stands for
+attention) takes ``50 ms * (0.978**p + (0.31 * sum(w) / w_512)**p) ** (1/p)`` with p = 2.5: a floor of
+launches and weights, then proportional. The three constants are fitted: batches of 2, 4, 8 at 512² have
+1.83, 2.71, 3.11 times the throughput of one row and 2 at 1024² have 1.02; SGLang publishes 1.82, 2.77,
+3.14 and 1.02 for Qwen-Image on an H200. Encoding a row takes 1.2 and decoding it 0.8 of its proportional
+part of a step.
 """
 
 import argparse
@@ -35,6 +36,7 @@ STEPS = (4, 8, 40)
 BURST = 6
 MEAN_TARGET = 0.6  # of window batching's, at 80 % load
 P99_TARGET = 1.0
+ATTENTION = 1170  # tokens at which attention costs as much as all else
 PLOT = Path("docs/img/scheduler_latency.png")
 
 _QUEUE = 1_000_000  # nothing is refused: all contenders must do the same work
@@ -57,8 +59,8 @@ class Gpu:
         return 0.8 * 0.050 * self._proportional(rows)
 
     def _proportional(self, rows: Sequence[InferenceRequest]) -> float:
-        work = sum(row.tokens * (1 + row.tokens / 12288) for row in rows)
-        return 0.31 * work / (1024 * (1 + 1024 / 12288))
+        work = sum(row.tokens * (1 + row.tokens / ATTENTION) for row in rows)
+        return 0.31 * work / (1024 * (1 + 1024 / ATTENTION))
 
     def capacity(self, batch: int) -> float:
         """Requests a second of the mix when every batch is full."""

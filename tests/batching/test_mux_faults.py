@@ -2,17 +2,14 @@
 
 import logging
 import math
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
 import pytest
 
-from batching.job import JobState
 from batching.mux import BatchMux, BatchPolicy
-from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, RequestError, ServingError
+from core.errors import OutOfDeviceMemory, RequestError, ServingError
 from core.request import InferenceRequest
 from core.result import InferenceResult
 from tests.batching.conftest import StartMux
@@ -29,7 +26,7 @@ from tests.fakes import (
     make_request,
 )
 
-EIGHT = BatchPolicy(max_batch_size=8, hang_after=0.2)
+EIGHT = BatchPolicy(max_batch_size=8, hang_after=0.2, min_gain=0.0)
 
 
 def batch(
@@ -232,158 +229,9 @@ def test_a_state_that_is_finished_before_its_first_step_is_a_fault(start_mux: St
     assert error.code == "pipeline_error"
 
 
-class Restarts:
-    """Counts calls of ``on_fatal`` and lets a test wait for the first."""
-
-    def __init__(self) -> None:
-        self.reasons: queue.Queue[str] = queue.Queue()
-
-    def __call__(self, reason: str) -> None:
-        self.reasons.put(reason)
-
-    def reason(self) -> str:
-        return self.reasons.get(timeout=WAIT)
-
-
-def assert_fatal(mux: BatchMux, restarts: Restarts, futures: Sequence[Future[InferenceResult]]) -> str:
-    """Everyone has been answered device_lost, newcomers are refused, one restart is asked for."""
-    reason = restarts.reason()
-    for future in futures:
-        error = future.exception(timeout=0)  # answered before on_fatal is called
-        assert isinstance(error, ServingError)
-        assert error.code == "device_lost"
-    with pytest.raises(CapacityError) as caught:
-        mux.submit(make_request("late"))
-    assert caught.value.code == "not_ready"
-    assert mux.stats().fatal == reason
-    assert restarts.reasons.empty()
-    return reason
-
-
-@pytest.mark.parametrize("stage", ["prepare", "step", "decode"])
-def test_a_lost_device_answers_everyone_and_asks_for_a_restart(start_mux: StartMux, stage: str) -> None:
-    """Queued, running, of any key; also who waits for a model to be warmed."""
-    gate, restarts = Turnstile("prepare"), Restarts()
-    pipeline = PaintingPipeline(gate, Poison("a", stage=stage, error=DeviceLost()))
-    mux = start_mux(pipeline, on_fatal=restarts)
-    futures = [mux.submit(make_request("a", steps=1))]
-    gate.waiting()
-    futures += [mux.submit(make_request("b")), mux.submit(make_request("c", size=(32, 32)))]
-    warmed = mux.warm("other")
-    gate.open()
-    assert_fatal(mux, restarts, futures)
-    assert isinstance(warmed.exception(timeout=WAIT), DeviceLost)
-
-
-def test_a_device_lost_while_loading_is_fatal_too(start_mux: StartMux) -> None:
-    """A broken driver shows first in acquire."""
-    restarts = Restarts()
-
-    def acquire(model: str) -> PaintingPipeline:
-        raise DeviceLost
-
-    mux = start_mux(acquire, on_fatal=restarts)
-    assert_fatal(mux, restarts, [mux.submit(make_request())])
-
-
-@pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), GeneratorExit()])
-def test_a_dead_device_thread_is_noticed_within_a_second(start_mux: StartMux, error: BaseException) -> None:
-    """Whatever killed it, nobody waits for it."""
-    restarts = Restarts()
-    mux = start_mux(PaintingPipeline(Poison("a", error=error)), on_fatal=restarts)
-    futures = [mux.submit(make_request(id)) for id in "ab"]
-    assert wait(futures, timeout=1.0).not_done == set()
-    assert "died" in assert_fatal(mux, restarts, futures)
-
-
-def test_a_hang_is_declared_once_its_rows_are_past_their_deadlines(start_mux: StartMux) -> None:
-    """Those past it hear so, all others that the device is lost; a late return changes nothing."""
-    gate, restarts = Turnstile("step"), Restarts()
-    mux = start_mux(PaintingPipeline(gate), EIGHT, on_fatal=restarts)
-    stuck = mux.submit(make_request("stuck", timeout=0.3, steps=1))
-    gate.waiting()
-    patient = mux.submit(make_request("patient", timeout=600))
-    error = stuck.exception(timeout=0.3 + 1.0)
-    assert isinstance(error, ServingError)
-    assert error.code == "deadline_exceeded"
-    assert wait([patient], timeout=1.0).not_done == set()
-    assert "hangs in step" in assert_fatal(mux, restarts, [patient])
-    gate.open()
-    mux.close()
-    assert mux.stats().jobs[JobState.EXPIRED] == 1
-    assert mux.stats().jobs[JobState.FAILED] == 1
-
-
-def test_a_short_deadline_alone_is_no_hang(start_mux: StartMux) -> None:
-    """Otherwise any caller could end the process by asking for an answer in a millisecond."""
-    gate, restarts = Turnstile("step"), Restarts()
-    mux = start_mux(PaintingPipeline(gate), BatchPolicy(hang_after=30.0), on_fatal=restarts)
-    hasty = mux.submit(make_request("hasty", timeout=0.001, steps=3))
-    gate.waiting()
-    assert isinstance(hasty.exception(timeout=WAIT), ServingError)
-    another = mux.submit(make_request("another", timeout=0.3))
-    assert isinstance(another.exception(timeout=WAIT), ServingError)  # two rounds of the watchdog later
-    assert mux.stats().fatal is None
-    gate.open()
-    mux.submit(make_request("next")).result(timeout=WAIT)
-    assert restarts.reasons.empty()
-
-
-def test_a_call_is_no_hang_while_one_of_its_rows_has_time(start_mux: StartMux) -> None:
-    """The patient neighbour's picture is still wanted."""
-    gate = Turnstile("step")
-    mux = start_mux(PaintingPipeline(gate), BatchPolicy(hang_after=0.01))
-    plug = mux.submit(make_request("plug", steps=1))
-    gate.waiting()
-    futures = [
-        mux.submit(make_request("hasty", timeout=0.1)),
-        mux.submit(make_request("patient", timeout=60)),
-    ]
-    gate.pass_one()
-    assert sorted(gate.waiting()) == ["hasty", "patient"]
-    assert isinstance(futures[0].exception(timeout=WAIT), ServingError)
-    probe = mux.submit(make_request("probe", timeout=0.3))
-    assert isinstance(probe.exception(timeout=WAIT), ServingError)
-    assert mux.stats().fatal is None
-    gate.open()
-    assert futures[1].result(timeout=WAIT)
-    assert plug.result(timeout=WAIT)
-
-
-def test_a_slow_load_expires_callers_and_is_no_hang(start_mux: StartMux) -> None:
-    """Weights may take minutes; their callers' deadlines still hold."""
-    gate, restarts = Turnstile("acquire"), Restarts()
-
-    def acquire(model: str) -> PaintingPipeline:
-        gate("acquire", [model])
-        return PaintingPipeline()
-
-    mux = start_mux(acquire, EIGHT, on_fatal=restarts)
-    futures = [mux.submit(make_request(id, timeout=0.05)) for id in "ab"]
-    gate.waiting()
-    late = mux.submit(make_request("late", timeout=0.5, size=(32, 32)))
-    for future in [*futures, late]:
-        error = future.exception(timeout=WAIT)
-        assert isinstance(error, ServingError)
-        assert error.code == "deadline_exceeded"
-    patient = mux.submit(make_request("patient"))
-    gate.open()
-    patient.result(timeout=WAIT)
-    assert restarts.reasons.empty()
-
-
 def test_nothing_is_logged_on_a_good_day(start_mux: StartMux, caplog: pytest.LogCaptureFixture) -> None:
     """A log line is a fault someone should look at."""
     caplog.set_level(logging.WARNING)
     mux = start_mux(PaintingPipeline())
     wait([mux.submit(make_request(f"r{n}")) for n in range(20)], timeout=WAIT)
     assert caplog.records == []
-
-
-def test_threads_end_with_the_mux() -> None:
-    """A worker that is closed leaves nothing behind."""
-    before = threading.active_count()
-    with BatchMux(lambda model: PaintingPipeline(), BatchPolicy()) as mux:
-        mux.submit(make_request()).result(timeout=WAIT)
-        assert threading.active_count() == before + 2
-    assert threading.active_count() == before
