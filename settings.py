@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(256, ge=1, description="most requests waiting; further ones are refused with 429")
     max_queue_mb: int = Field(
-        1024, ge=1, description="most memory of waiting requests in MiB; further ones are refused with 429"
+        1024, ge=1, description="most memory of accepted requests in MiB; further ones are refused with 429"
     )
     request_timeout_seconds: float = Field(
         600, gt=0, le=86_400, description="deadline of a request that names none"

@@ -41,9 +41,10 @@ class BatchMux:
     on_fatal: called once, from a thread of ours, when the device is lost, or its thread died or hangs;
         by then every caller has been answered.
 
-    A hang is declared when a device call has run ``policy.hang_after`` seconds and is past the deadline
-    of every row in it: a deadline is the caller's choice and alone must not end the process. Whatever
-    the device does, nobody waits longer than his own deadline and a fraction of a second.
+    A hang is declared when a device call has run ``policy.hang_after`` seconds and nobody waits for its
+    rows any more, or when it has run ``policy.hang_limit``: a deadline is the caller's choice, so a short
+    one alone must not end the process, nor a long one keep it. Whatever the device does, nobody waits
+    longer than his own deadline and a fraction of a second.
     """
 
     def __init__(
@@ -252,7 +253,7 @@ class BatchMux:
         if not self._device.is_alive():
             return "the device thread died; the worker is restarting"
         call, now = self._service.call, self._clock()
-        if call and now > max(call.deadline, call.started + self._policy.hang_after):
+        if call and call.hangs(self._policy, now):
             return f"the device hangs in {call.stage}; the worker is restarting"
         return None
 

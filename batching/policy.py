@@ -11,7 +11,9 @@ class BatchPolicy:
     max_batch_size:   most rows in one step.
     max_wait:         seconds for which the first row may be held back so that others can join it
                       (``join="batch"``, and one-step models while callers are about to return).
-    max_queue, max_queue_bytes: what may wait; more is refused. One request is always accepted.
+    max_queue:        most requests that wait; more are refused.
+    max_queue_bytes:  most memory of the requests accepted and not answered yet, those that run included:
+                      their pictures are kept to the end. One request is always accepted.
     max_batch_tokens: most transformer tokens in one step; one row always fits.
     max_prepared:     most rows that hold device memory between steps, those sitting out included.
     join:             "step" admits rows between steps; "batch" only when nothing runs, rows of equal
@@ -30,7 +32,9 @@ class BatchPolicy:
     min_gain:         a batch is made wider only while that raises its measured throughput by this share:
                       on a saturated device width makes everyone wait and nobody faster.
     limit_seconds:    for how long the batch size that ran out of memory is avoided.
-    hang_after:       a device call is never taken for hung before it has run this many seconds.
+    hang_after:       seconds that a device call may always take; then it is taken for hung when nobody waits
+                      for its rows any more, their deadlines being over,
+    hang_limit:       and after this many seconds in any case.
     """
 
     max_batch_size: int = 4
@@ -48,3 +52,4 @@ class BatchPolicy:
     min_gain: float = 0.02
     limit_seconds: float = 60.0
     hang_after: float = 60.0
+    hang_limit: float = 300.0

@@ -60,7 +60,7 @@ class Scheduler:
         self.accepted = 0
         self.queued = 0
         self.running = 0
-        self._queued_bytes = 0
+        self._held_bytes = 0
         self._ended = dict.fromkeys((state for state in JobState if state.terminal), 0)
         self._jobs: dict[str, Job] = {}
         self._lanes: OrderedDict[BatchKey, Lane] = OrderedDict()  # what was learnt outlives the jobs
@@ -109,7 +109,7 @@ class Scheduler:
         self._jobs[request.id] = job
         self._busy[lane.key] = lane
         self.queued += 1
-        self._queued_bytes += nbytes
+        self._held_bytes += nbytes
         lane.add(job)
         return job
 
@@ -134,7 +134,6 @@ class Scheduler:
             job.advance(JobState.RUNNING)
             lane.admit(job)
             self.queued -= 1
-            self._queued_bytes -= job.nbytes
             self.running += 1
         return Tick(lane, admitted, tuple(rows), now, first)
 
@@ -158,9 +157,9 @@ class Scheduler:
         job.advance(to)
         if queued:
             self.queued -= 1
-            self._queued_bytes -= job.nbytes
         else:
             self.running -= 1
+        self._held_bytes -= job.nbytes
         self._ended[to] += 1
         del self._jobs[job.id]
         lane = self._busy[job.key]
@@ -190,14 +189,12 @@ class Scheduler:
 
     def check_room(self, nbytes: int) -> None:
         """Raises ``CapacityError`` ``queue_full`` when a request of ``nbytes`` would be refused now."""
-        if not self.queued:
+        if not self._jobs:
             return
         if self.queued >= self.policy.max_queue:
             limit = f"{self.queued} requests wait, the limit is {self.policy.max_queue}"
-        elif self._queued_bytes + nbytes > self.policy.max_queue_bytes:
-            limit = (
-                f"waiting requests hold {self._queued_bytes >> 20} MiB of {self.policy.max_queue_bytes >> 20}"
-            )
+        elif self._held_bytes + nbytes > self.policy.max_queue_bytes:
+            limit = f"requests hold {self._held_bytes >> 20} of {self.policy.max_queue_bytes >> 20} MiB"
         else:
             return
         after = self.retry_after()

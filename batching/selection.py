@@ -71,7 +71,9 @@ class Selection:
     def _held_up(self, lanes: Sequence[Lane], best: Lane, rows: Sequence[Job], now: float) -> Lane | None:
         if self._policy.order == "fifo" or len(lanes) == 1:
             return None
-        if self._protected is not None and self._protected.live:
+        if self._protected is not None and not self._protected.live:
+            self._protected = None  # its request would be kept in memory
+        if self._protected is not None:
             for lane in lanes:
                 if self._protected.sequence in lane.jobs:
                     return lane
@@ -122,7 +124,7 @@ class Selection:
         """Window batching: nothing joins what runs; a batch starts when full or when its window closes."""
         for lane in lanes:
             if lane.running:
-                return lane, list(lane.running.values())
+                return lane, list(lane.running.values())[: lane.most_rows(now)]
         if allowed <= 0:
             return math.inf
         closes = {lane: lane.oldest.arrival + self._policy.max_wait for lane in lanes}

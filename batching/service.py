@@ -12,6 +12,7 @@ from batching import execution
 from batching.isolation import isolate
 from batching.job import Job, JobState
 from batching.ledger import Ledger, Ticket
+from batching.policy import BatchPolicy
 from batching.scheduler import Tick
 from core.errors import DeviceLost, ExecutionError, ServingError
 from core.pipeline import Pipeline, RowState
@@ -23,11 +24,18 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A device call that has not returned. ``deadline`` is the last one of its rows."""
+    """A device call that has not returned."""
 
     stage: str
     started: float
-    deadline: float
+    jobs: Sequence[Job]
+
+    def hangs(self, policy: BatchPolicy, now: float) -> bool:
+        """``BatchPolicy`` says when."""
+        seconds = now - self.started
+        return seconds > policy.hang_limit or (
+            seconds > policy.hang_after and not any(job.live for job in self.jobs)
+        )
 
 
 class Service:
@@ -39,6 +47,7 @@ class Service:
         self._ledger = ledger
         self._clock = ledger.clock
         self._pipeline: Pipeline[Any] | None = None
+        self._model: str | None = None  # the one acquired last
 
     def load(self, model: str) -> None:
         """Only with no rows in memory. Raises ``ServingError``."""
@@ -56,7 +65,9 @@ class Service:
             with self._ledger.lock:
                 seconds = self._clock() - started
                 self._ledger.stage_seconds["acquire"] += seconds
-                self._ledger.scheduler.switched(seconds)
+                if model != self._model:  # having the same one again says nothing of what a switch costs
+                    self._ledger.scheduler.switched(seconds)
+            self._model = model
 
     def serve(self, tick: Tick) -> None:
         """Raises ``DeviceLost``; every other fault answers the rows it concerns."""
@@ -142,7 +153,7 @@ class Service:
 
         def watched(group: Sequence[Ticket]) -> Sequence[Value | Exception]:
             started = self._clock()
-            self.call = Call(stage, started, max(ticket.job.deadline for ticket in group))
+            self.call = Call(stage, started, [ticket.job for ticket in group])
             try:
                 return run(group)
             except ServingError:

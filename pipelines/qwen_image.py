@@ -16,7 +16,7 @@ from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
-from pipelines.device import device_errors
+from pipelines.device import device_errors, finish
 from pipelines.loading import Components, load_components
 from pipelines.manager import ModelOptions, Report
 from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder
@@ -115,6 +115,7 @@ class QwenImageEdit:
             deltas = self._row_values([state.schedule.deltas[state.done] for state in states])
             latents = torch.stack([state.latents for state in states])
             moved = euler_step(latents, velocity, deltas)
+            finish(moved.device)
         for state, row in zip(states, moved, strict=True):
             state.latents = row
             state.done += 1

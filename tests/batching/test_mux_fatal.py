@@ -105,6 +105,29 @@ def test_a_hang_is_declared_once_its_rows_are_past_their_deadlines(start_mux: St
     assert mux.stats().jobs[JobState.FAILED] == 1
 
 
+@pytest.mark.parametrize("timeout", [None, 3600.0])
+def test_a_late_deadline_does_not_keep_a_hang_alive(start_mux: StartMux, timeout: float | None) -> None:
+    """One patient caller must not hold the whole worker for an hour."""
+    gate, restarts = Turnstile("step"), Restarts()
+    mux = start_mux(PaintingPipeline(gate), BatchPolicy(hang_after=0.01, hang_limit=0.02), on_fatal=restarts)
+    patient = mux.submit(make_request("patient", timeout=timeout))
+    gate.waiting()
+    assert wait([patient], timeout=WAIT).not_done == set()
+    assert "hangs in step" in assert_fatal(mux, restarts, [patient])
+    gate.open()
+
+
+def test_a_hang_that_nobody_waits_for_is_seen(start_mux: StartMux) -> None:
+    """Everyone left, but newcomers would still be let in to wait for a device that never returns."""
+    gate, restarts = Turnstile("step"), Restarts()
+    mux = start_mux(PaintingPipeline(gate), BatchPolicy(hang_after=0.01), on_fatal=restarts)
+    left = mux.submit(make_request("left", timeout=3600))
+    gate.waiting()
+    left.cancel()
+    assert "hangs in step" in restarts.reasons.get(timeout=WAIT)
+    gate.open()
+
+
 def test_a_short_deadline_alone_is_no_hang(start_mux: StartMux) -> None:
     """Otherwise any caller could end the process by asking for an answer in a millisecond."""
     gate, restarts = Turnstile("step"), Restarts()

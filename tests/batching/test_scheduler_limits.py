@@ -8,7 +8,7 @@ from batching.job import JobState
 from batching.scheduler import Tick
 from core.errors import CapacityError
 from core.request import Image
-from tests.batching.rig import BIG, STEP, Rig, rows
+from tests.batching.rig import BIG, STEP, WINDOW, Rig, rows
 from tests.fakes import make_request
 
 
@@ -38,14 +38,30 @@ def test_retry_after_is_never_more_than_two_minutes() -> None:
 
 
 def test_the_queue_is_bounded_by_bytes_too() -> None:
-    """256 pictures of 40 megapixels would not fit."""
+    """256 pictures of 40 megapixels would not fit; nor would those of rows that run, so they count too."""
     picture = Image(pixels=bytes(3 * 100 * 100), width=100, height=100)
     rig = Rig(replace(STEP, max_queue_bytes=70_000))
-    rig.submit(*rows(2, images=(picture,)))
-    with pytest.raises(CapacityError, match="MiB"):
-        rig.submit(make_request("late", images=(picture,)))
-    rig.tick()
+    jobs = rig.submit(*rows(2, images=(picture,)))
+    for _ in range(2):
+        with pytest.raises(CapacityError, match="MiB"):
+            rig.submit(make_request("late", images=(picture,)))
+        rig.tick()
+    rig.scheduler.finish(jobs[0], JobState.CANCELLED)
     rig.submit(make_request("late", images=(picture,)))
+
+
+def test_window_batching_heeds_what_memory_held() -> None:
+    """Otherwise every step of a batch that is too large would run out of memory once more."""
+    rig = Rig(replace(WINDOW, max_batch_size=8))
+    rig.submit(*rows(8, steps=3))
+    tick = rig.plan()
+    assert isinstance(tick, Tick)
+    assert len(tick.rows) == 8
+    rig.scheduler.limit(tick, 4, rig.now)
+    rig.run(tick)
+    rig.run_out()
+    assert {len(ids) for ids in rig.ticks[1:]} == {4}
+    assert len(rig.done) == 8
 
 
 def test_one_request_is_accepted_whatever_its_size() -> None:

@@ -81,8 +81,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt="p" * 30,
         )
         self.number += 1
-        held = sum(job.request.nbytes for job in queued)
-        full = bool(queued) and (len(queued) >= 10 or held + request.nbytes > 200)
+        held = sum(job.request.nbytes for job in self.live)
+        full = bool(self.live) and (len(queued) >= 10 or held + request.nbytes > 200)
         if full:
             with pytest.raises(CapacityError) as caught:
                 self.scheduler.submit(request, self.now)
