@@ -165,17 +165,17 @@ def test_a_duplicate_key_is_found_beside_long_strings() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'["' + b"\\\\" * 10_000_000 + b'"]',
-        b'["' + b'\\\\\\"' * 5_000_000 + b'"]',
-        b'"' * 20_000_000,
-        b"[" * 20_000_000,
-        b"[" + b"0," * 10_000_000 + b"0]",
-        b'{"a":"' + b"x" * 20_000_000 + b'"}',
-        b"[" + b" " * 20_000_000 + b"]",
+        b'["' + b"\\\\" * 5_000_000 + b'"]',
+        b'["' + b'\\\\\\"' * 2_500_000 + b'"]',
+        b'"' * 10_000_000,
+        b"[" * 10_000_000,
+        b"[" + b"0," * 5_000_000 + b"0]",
+        b'{"a":"' + b"x" * 10_000_000 + b'"}',
+        b"[" + b" " * 10_000_000 + b"]",
     ],
     ids=["backslashes", "escaped quotes", "quotes", "brackets", "zeros", "one text", "blanks"],
 )
-def test_twenty_megabytes_of_anything_are_looked_at_quickly(body: bytes) -> None:
+def test_ten_megabytes_of_anything_are_looked_at_quickly(body: bytes) -> None:
     """Parsing happens on the event loop, where a second spent on one caller is everybody's."""
     seconds = []
     for _ in range(3):
