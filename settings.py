@@ -281,7 +281,10 @@ def describe() -> list[tuple[str, str, str]]:
 
 def load() -> Settings:
     """Read the environment. Raises ``BadSettings``."""
-    given = {k: v for k, v in dotenv_values(".env").items() if v} | dict(os.environ)
+    try:
+        given = {k: v for k, v in dotenv_values(".env").items() if v} | dict(os.environ)
+    except UnicodeDecodeError:
+        raise BadSettings(".env: not UTF-8 text; save it again as UTF-8") from None
     for name, value in given.items():
         # The libraries that read these look at the process environment only, never at .env.
         if value and name.startswith(("HF_", "HUGGINGFACE_", "RUNPOD_")):

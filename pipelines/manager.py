@@ -172,7 +172,8 @@ class ModelManager:
             raise _again(failure.error, wait)
 
     def _remember(self, name: str, error: Exception) -> CapacityError:
-        log.error("loading %s failed", name, exc_info=error)
+        ours = isinstance(error, ServingError)  # a refusal with its sentence; its traceback tells nobody more
+        log.error("loading %s failed: %s", name, error, exc_info=None if ours else error)
         _let_go(error)
         _free_memory()
         before = self._failures.get(name)

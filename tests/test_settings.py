@@ -81,6 +81,13 @@ def test_dotenv_reaches_the_libraries_that_read_the_environment(tmp_path: Path) 
     assert os.environ["RUNPOD_LOG_LEVEL"] == "ERROR"
 
 
+def test_a_dotenv_in_another_encoding_is_named() -> None:
+    """An editor's choice of encoding must not look like a crash of the worker."""
+    Path(".env").write_bytes("LOG_LEVEL=INFO\n# Größe\n".encode("latin-1"))
+    with pytest.raises(settings.BadSettings, match=r"\.env"):
+        settings.load()
+
+
 def test_secrets_are_not_printed() -> None:
     """Settings are logged at start-up."""
     os.environ["BUCKET_SECRET_ACCESS_KEY"] = "hunter2"
