@@ -44,7 +44,8 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
 
     def end(reason: str) -> None:
         fatal.append(reason)
-        os.kill(os.getpid(), signal.SIGTERM)  # which both loops answer by finishing what they hold
+        if job is None:  # else its own answer is the end
+            os.kill(os.getpid(), signal.SIGTERM)  # which both loops answer by finishing what they hold
 
     def health() -> Health:
         stats, loaded = mux.stats(), models.status()
@@ -64,7 +65,7 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
         mode = modes.Modes(settings=config, catalog=rows, submit=port(mux.submit), intake=intake)
         warm = partial(mux.warm, rows.default.name)
         if job is not None:
-            mode.run_once(job, failed=lambda: bool(fatal))
+            mode.run_once(job)
         elif config.standalone_mode:
             mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm)
         else:

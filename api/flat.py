@@ -4,11 +4,13 @@
 codes where its contract fixes them, and nothing else of HTTP.
 """
 
+import asyncio
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import orjson
 import pybase64
@@ -29,10 +31,12 @@ from api.body import LongText
 from api.errors import message_of, status_of
 from api.images import ImageFormat, encode
 from api.intake import ImageIntake, ImageSource
-from core.errors import RequestError, ServingError
+from core.errors import ExecutionError, RequestError, ServingError
 from core.pipeline import Catalog
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
+
+T = TypeVar("T")
 
 FALLBACK_PROMPT: Final = "Enhance the image"
 MAX_TIMEOUT: Final = 3600.0
@@ -136,12 +140,22 @@ class FlatDialect:
     output_format: ImageFormat = "png"
     timeout: float | None = None
 
-    async def parse(self, job_input: object, *, id: str, prompt_fallback: str | None = None) -> FlatJob:
+    async def parse(
+        self,
+        job_input: object,
+        *,
+        id: str,
+        prompt_fallback: str | None = None,
+        arrived: float | None = None,
+    ) -> FlatJob:
         """The value of ``input``, checked in full, its pictures fetched and decoded.
 
         prompt_fallback: stands in for an absent prompt; None refuses.
-        Raises ``RequestError`` naming field, limit and remedy, never the caller's input, and
-        ``CapacityError`` when too much is being read already.
+        arrived: ``time.monotonic()`` from which the request's timeout counts; the request that comes back
+            has what is left of it. None starts no clock here.
+        Raises ``RequestError`` naming field, limit and remedy, never the caller's input,
+        ``CapacityError`` when too much is being read already, and ``ExecutionError``
+        ``deadline_exceeded`` when nothing is left.
         """
         wishes = _checked(job_input)
         prompt = prompt_fallback if wishes.prompt is None else wishes.prompt
@@ -163,8 +177,14 @@ class FlatDialect:
             timeout=self.timeout if wishes.timeout is None else wishes.timeout,
         )
         try:
-            ask(images=(_STAND_IN,) * len(sources))  # what is wrong without them costs no fetch, no decoding
-            request = ask(images=await self.intake.load(sources))
+            # What is wrong without the pictures costs no fetch and no decoding.
+            timeout = ask(images=(_STAND_IN,) * len(sources)).timeout
+            loading = self.intake.load(sources)
+            if arrived is None or timeout is None:
+                request = ask(images=await loading)
+            else:
+                images, left = await _in_time(loading, timeout, arrived)
+                request = replace(ask(images=images), timeout=left)
         except RequestError as error:
             raise _in_our_words(error) from None
         return FlatJob(request, wishes.output_format or self.output_format)
@@ -187,6 +207,24 @@ def unwrap(body: object) -> object:
     for name in body.keys() - IGNORED_BESIDE_INPUT - {"input"}:
         raise _unknown(str(name), ["input"])
     return body["input"]
+
+
+async def _in_time(work: Coroutine[Any, Any, T], allowed: float, arrived: float) -> tuple[T, float]:
+    """The outcome of ``work`` and the seconds that are left then. Raises ``deadline_exceeded``."""
+    try:
+        async with asyncio.timeout(arrived + allowed - time.monotonic()) as limit:
+            outcome = await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    else:
+        left = arrived + allowed - time.monotonic()
+        if left > 0:
+            return outcome, left
+    raise ExecutionError(
+        "deadline_exceeded",
+        f"the request's pictures were not read within its {allowed:g} s; allow more time or send less",
+    )
 
 
 def answer(job: FlatJob, result: InferenceResult) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import inspect
 import logging
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ def draining(scaler: type[Any], limit: float, on_limit: Callable[[], object]) ->
             self._slot_freed = asyncio.Event()
             self._taking_ended = asyncio.Event()
             self._running_ended = asyncio.Event()
+            # Not the loop's own pool: slow look-ups of names may hold every thread of that.
+            self._limit_thread = ThreadPoolExecutor(1, thread_name_prefix="drain-limit")
 
         async def run(self) -> None:
             loop = asyncio.get_running_loop()
@@ -84,7 +87,7 @@ def draining(scaler: type[Any], limit: float, on_limit: Callable[[], object]) ->
                 self._give_up()
 
         def _give_up(self) -> None:
-            asyncio.get_running_loop().run_in_executor(None, on_limit)
+            self._limit_thread.submit(on_limit)
 
         async def get_jobs(self, session: Any) -> None:
             try:

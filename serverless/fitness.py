@@ -19,13 +19,17 @@ log = logging.getLogger(__name__)
 
 Check = Callable[[], Awaitable[None]]
 
+WARM_UP_SECONDS = 300.0
 WARM_UP_STEPS = 2  # with one step the stock solver's schedule is degenerate
 
 
-def checks(weights: Future[None], submit: Submit, spec: PipelineSpec) -> list[Check]:
+def checks(
+    weights: Future[None], submit: Submit, spec: PipelineSpec, *, warm_up_seconds: float = WARM_UP_SECONDS
+) -> list[Check]:
     """In the order in which they are to run.
 
     weights: becomes done when the default model is loaded.
+    warm_up_seconds: after which the warm-up edit is taken for hung; the check then raises.
     """
 
     async def weights_are_loaded() -> None:
@@ -45,6 +49,7 @@ def checks(weights: Future[None], submit: Submit, spec: PipelineSpec) -> list[Ch
                 steps=WARM_UP_STEPS,
                 cfg=1.0,
                 seed=0,
+                timeout=warm_up_seconds,
             )
             await _unless_permanent(submit(request))
 
@@ -57,4 +62,6 @@ async def _unless_permanent(work: Awaitable[object]) -> None:
     except DeviceLost:
         raise
     except ServingError as error:
+        if error.code == "deadline_exceeded":
+            raise
         log.error("%s; every job will be answered with this until it is mended", error.message)

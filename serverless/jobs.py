@@ -5,8 +5,11 @@ cancels the task, and the cancellation is passed on so that the row leaves its b
 """
 
 import asyncio
+import hashlib
 import itertools
 import logging
+import marshal
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +28,7 @@ Tell = Callable[[str, dict[str, object]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Delivery:
-    input: object
+    digest: bytes
     answer: asyncio.Task[dict[str, Any]]
 
 
@@ -34,6 +37,7 @@ class JobHandler:
 
     tell:     posts a progress update of a job.
     remember: answers kept (at least one) for jobs that are delivered again after they succeeded.
+    remember_bytes: how large they may be together; the latest is kept whatever its size.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class JobHandler:
         *,
         progress_seconds: float = 1.0,
         remember: int = 8,
+        remember_bytes: int = 64 * 2**20,
     ) -> None:
         self._submit = submit
         self._dialect = dialect
@@ -52,15 +57,17 @@ class JobHandler:
         self._tell = tell
         self._progress_seconds = progress_seconds
         self._remember = remember
+        self._remember_bytes = remember_bytes
         self._deliveries: dict[str, _Delivery] = {}
         self._executions = itertools.count(1)
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """The answer to ``job``. A job that is delivered twice runs once, and both get its answer."""
-        job_id = str(job["id"])
+        arrived = time.monotonic()
+        job_id, digest = str(job["id"]), _digest(job.get("input"))
         delivery = self._deliveries.get(job_id)
-        if delivery is None or delivery.input != job.get("input"):
-            delivery = _Delivery(job.get("input"), asyncio.ensure_future(self._answer(job, job_id)))
+        if delivery is None or delivery.digest != digest:
+            delivery = _Delivery(digest, asyncio.ensure_future(self._answer(job, job_id, arrived)))
             self._deliveries[job_id] = delivery
         try:
             # A copy: the SDK takes keys out of what it is given.
@@ -81,16 +88,23 @@ class JobHandler:
             del self._deliveries[job_id]
 
     def _forget_oldest(self) -> None:
-        ended = [job_id for job_id, delivery in self._deliveries.items() if delivery.answer.done()]
-        for job_id in ended[: -self._remember]:
-            del self._deliveries[job_id]
+        ended = [(job_id, each.answer) for job_id, each in self._deliveries.items() if each.answer.done()]
+        kept, nbytes = 0, 0
+        for job_id, answer in reversed(ended):
+            nbytes += _nbytes(answer)
+            if kept and (kept >= self._remember or nbytes > self._remember_bytes):
+                del self._deliveries[job_id]
+            else:
+                kept += 1
 
-    async def _answer(self, job: dict[str, Any], job_id: str) -> dict[str, Any]:
+    async def _answer(self, job: dict[str, Any], job_id: str, arrived: float) -> dict[str, Any]:
         try:
             bucket = Bucket.of_job(job["s3Config"]) if job.get("s3Config") is not None else None
             # Unique also when a stopped job comes again while its row is still leaving the batch.
             request_id = f"{job_id}/{next(self._executions)}"
-            asked = await self._dialect.parse(_input(job), id=request_id, prompt_fallback=FALLBACK_PROMPT)
+            asked = await self._dialect.parse(
+                _input(job), id=request_id, prompt_fallback=FALLBACK_PROMPT, arrived=arrived
+            )
             async with ProgressFeed(
                 lambda update: self._tell(job_id, update), self._progress_seconds
             ) as feed:
@@ -106,6 +120,19 @@ class JobHandler:
             log.exception("job %s failed outside the pipeline", job_id)
             return refusal(ExecutionError("pipeline_error", "the job failed inside the worker; see its log"))
         return answer
+
+
+def _digest(value: Any) -> bytes:
+    """Equal for equal JSON values only. Of its writers, marshal's second format alone takes all that a
+    JSON reader gives (NaN, half a surrogate pair, long integers), and it is quick: this is the event loop.
+    """
+    return hashlib.sha256(marshal.dumps(value, 2)).digest()
+
+
+def _nbytes(answer: "asyncio.Task[dict[str, Any]]") -> int:
+    if answer.cancelled():
+        return 0
+    return sum(len(value) for value in answer.result().values() if isinstance(value, str))
 
 
 def _input(job: dict[str, Any]) -> dict[str, Any]:

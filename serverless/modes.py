@@ -13,7 +13,7 @@ from api.fetch import GuardedFetch
 from api.flat import FlatDialect
 from api.images import ImageLimits
 from api.intake import ImageIntake, IntakeOptions
-from core.errors import ExecutionError, ServingError
+from core.errors import CapacityError, ServingError
 from core.pipeline import Catalog
 from core.service import Admit, HealthProbe, Submit
 from serverless import worker
@@ -21,7 +21,7 @@ from serverless.bucket import Bucket
 from serverless.fitness import checks
 from serverless.jobs import JobHandler, Tell
 from serverless.local import Recorder, printable
-from serverless.output import MB, OutputGuard, refusal, renderer
+from serverless.output import MB, OutputGuard, refusal
 from settings import MIB, Settings, on_runpod
 
 log = logging.getLogger("batchmux")
@@ -66,7 +66,7 @@ class Modes:
             log_level=self.settings.runpod_log_level,
         )
 
-    def run_once(self, job: dict[str, Any], failed: Callable[[], bool]) -> None:
+    def run_once(self, job: dict[str, Any]) -> None:
         """One job here, its pictures saved. Raises ``SystemExit`` with 0, or 1 when it failed."""
         folder = self.settings.output_dir or Path("out")
         handle = self._handler(Recorder(self.submit, self.intake.encode, self.catalog, folder), _show)
@@ -74,7 +74,7 @@ class Modes:
         async def handle_and_shorten(job: dict[str, Any]) -> dict[str, Any]:
             return printable(await handle(job))
 
-        worker.run_once(handle_and_shorten, job, failed=failed, log_level=self.settings.runpod_log_level)
+        worker.run_once(handle_and_shorten, job, log_level=self.settings.runpod_log_level)
 
     def serve_http(
         self,
@@ -131,7 +131,7 @@ class Modes:
         bucket = Bucket.of_settings(settings)
         chosen = {_host(bucket.endpoint)} if bucket else set[str]()
         uploads = GuardedFetch(max_bytes=MIB, timeout=60, allow_hosts=settings.fetch_allow_hosts | chosen)
-        guard = OutputGuard(renderer(dialect), int(settings.max_output_mb * MB), bucket, uploads.put)
+        guard = OutputGuard(dialect.render_output, int(settings.max_output_mb * MB), bucket, uploads.put)
         return JobHandler(submit, dialect, guard, tell, remember=self._slots)
 
 
@@ -145,7 +145,8 @@ def cannot_start(error: Exception, *, serving: bool) -> int:
     print(sentence, file=sys.stderr, flush=True)
     if not (serving and on_runpod()):
         return 2
-    answer = refusal(ExecutionError("pipeline_error", f"this worker cannot start: {sentence}"))
+    fault = CapacityError("not_ready", f"this worker cannot start: {sentence}", retryable=False)
+    answer = refusal(fault)
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:
         return dict(answer)
@@ -165,4 +166,5 @@ def _call(function: Callable[[], object]) -> None:
 def _host(url: str) -> str:
     """``host:port`` as ``FETCH_ALLOW_HOSTS`` names it."""
     parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or (80 if parts.scheme == 'http' else 443)}"
+    host = parts.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or (80 if parts.scheme == 'http' else 443)}"

@@ -73,10 +73,6 @@ def _port(settings: Settings) -> Finding:
 
 
 def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
-    if spec.source.startswith("builtin:"):
-        yield _disk(settings.cache_dir.expanduser(), 0.1, "CACHE_DIR")
-        yield Finding("weights", True, f"{spec.name} is built here; its weights are random")
-        return
     if settings.model_dir is not None:
         there = (settings.model_dir / "model_index.json").is_file()
         yield Finding(
@@ -87,8 +83,13 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
             else "MODEL_DIR holds no model_index.json; point it at a checkpoint in diffusers' folder layout",
         )
         return
-    repository = settings.hub_cache / f"models--{spec.source.replace('/', '--')}"
-    cached = any(repository.glob("snapshots/*/model_index.json"))
+    if spec.source.startswith("builtin:"):
+        yield _disk(settings.cache_dir.expanduser(), 0.1, "CACHE_DIR")
+        yield Finding("weights", True, f"{spec.name} is built here; its weights are random")
+        return
+    repository, _, revision = spec.source.partition("@")
+    folder = settings.hub_cache / f"models--{repository.replace('/', '--')}"
+    cached = any(folder.glob("snapshots/*/model_index.json"))
     if cached:
         yield Finding("weights", True, f"{spec.source} is in the cache")
     elif settings.local_only:
@@ -101,7 +102,7 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
     else:
         yield _disk(settings.hub_cache, spec.vram_gb or 1.0, "HF_HOME")
     if not settings.local_only:
-        yield _hub(settings, spec)
+        yield _hub(settings, repository, revision or "main")
 
 
 def _disk(folder: Path, needed_gb: float, variable: str) -> Finding:
@@ -119,14 +120,15 @@ def _disk(folder: Path, needed_gb: float, variable: str) -> Finding:
     return Finding("disk", True, sentence)
 
 
-def _hub(settings: Settings, spec: PipelineSpec) -> Finding:
+def _hub(settings: Settings, repository: str, revision: str) -> Finding:
+    """Whether a file of the checkpoint can be had: of a gated one the hub tells its facts to everybody."""
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     try:
-        answer = requests.get(
-            f"{settings.hf_endpoint.rstrip('/')}/api/models/{spec.source}",
+        answer = requests.head(
+            f"{settings.hf_endpoint.rstrip('/')}/{repository}/resolve/{revision}/model_index.json",
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=TIMEOUT,
-            allow_redirects=False,
+            allow_redirects=True,  # a renamed repository; another host is not shown the token
         )
     except requests.RequestException as error:
         return Finding(
@@ -136,22 +138,20 @@ def _hub(settings: Settings, spec: PipelineSpec) -> Finding:
             "HF_ENDPOINT, or set LOCAL_ONLY=1 when the weights are here already",
         )
     match answer.status_code:
-        case 200 | 307:
-            return Finding("hub", True, f"{spec.source} can be fetched")
+        case 200:
+            return Finding("hub", True, f"{repository} can be fetched")
         case 401 | 403 if token:
             return Finding(
                 "hub",
                 False,
-                f"the hub refuses HF_TOKEN for {spec.source}; renew the token or accept the model's licence "
+                f"the hub refuses HF_TOKEN for {repository}; renew the token or accept the model's licence "
                 "on its page",
             )
         case 401 | 403:
-            return Finding(
-                "hub", False, f"{spec.source} needs a token; accept its licence, then set HF_TOKEN"
-            )
+            return Finding("hub", False, f"{repository} needs a token; accept its licence, then set HF_TOKEN")
         case status:
             return Finding(
-                "hub", False, f"the hub answers {status} for {spec.source}; check HF_ENDPOINT, try later"
+                "hub", False, f"the hub answers {status} for {repository}; check HF_ENDPOINT, try later"
             )
 
 

@@ -57,14 +57,11 @@ def serve(
     _start(runpod, handle, slots)
 
 
-def run_once(handle: Handle, job: dict[str, Any], *, failed: Callable[[], bool], log_level: str) -> None:
-    """Run one job through the SDK's local path. Raises ``SystemExit``: 0, or 1 when it failed.
-
-    failed: as in ``serve``; the job's own answer then says why, so the signal is not needed.
-    """
+def run_once(handle: Handle, job: dict[str, Any], *, log_level: str) -> None:
+    """Run one job through the SDK's local path. Raises ``SystemExit``: 0, or 1 when it failed."""
     import runpod
 
-    signal.signal(signal.SIGTERM, lambda *_: None if failed() else sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # process 1 of a container would ignore it
     sys.argv = [sys.argv[0], "--test_input", json.dumps(job)]
     _be_brief(log_level)
     _start(runpod, handle, 1)

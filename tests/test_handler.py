@@ -92,7 +92,9 @@ def test_a_bad_setting_on_the_platform_answers_the_jobs(tmp_path: Path) -> None:
             )
             server.add([job("a")])
             await server.until(lambda: server.results)
-            assert "did you mean 'pocket-edit'?" in server.answer("a")["error"]
+            answer = server.answer("a")
+            assert "did you mean 'pocket-edit'?" in answer["error"]
+            assert (answer["output"]["code"], answer["output"]["retryable"]) == ("not_ready", False)
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 5) == 0
 
@@ -113,7 +115,7 @@ def test_a_real_model_without_a_gpu_answers_the_jobs_with_the_way_out(tmp_path: 
             await server.until(lambda: server.results)
             answer = server.answer("a")
             assert "DEFAULT_MODEL=pocket-edit" in answer["error"]
-            assert answer["output"]["code"] == "not_ready"
+            assert (answer["output"]["code"], answer["output"]["retryable"]) == ("not_ready", False)
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 5) == 0
 
@@ -204,6 +206,20 @@ def test_a_local_test_that_fails_says_so_and_exits_non_zero(
     done = handler(tmp_path, "--test_input", argument)
     assert done.returncode == status
     assert words in done.stdout + done.stderr
+
+
+def test_a_device_that_is_lost_in_the_local_test_is_told(tmp_path: Path) -> None:
+    """The answer is the end: a signal could come before it, and the person would see only a status."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.serverless.worker_process", "0.01", "local"],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "failed with error: the device stopped working" in done.stdout + done.stderr
 
 
 def http_server(tmp_path: Path, *command: str, **given: str) -> tuple["subprocess.Popen[str]", str]:

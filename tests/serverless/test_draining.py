@@ -3,7 +3,9 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,6 +263,28 @@ def test_a_failing_poll_is_repeated_after_a_pause_and_does_not_hold_up_leaving()
         await asyncio.wait_for(asyncio.shield(worker.running), 1.5)
 
     loop(script)
+
+
+def test_the_limit_is_kept_while_names_are_looked_up() -> None:
+    """Slow look-ups take every thread of the loop's own pool, for as long as a name server pleases."""
+    looked_up = threading.Event()
+
+    async def script(platform: Platform, worker: Worker) -> None:
+        main_loop = asyncio.get_running_loop()
+        on_end.append(lambda: main_loop.call_soon_threadsafe(platform.finish.set))
+        main_loop.set_default_executor(ThreadPoolExecutor(1))
+        looking_up = asyncio.ensure_future(asyncio.to_thread(looked_up.wait, 15))
+        platform.add("slow")
+        await platform.started.wait()
+        terminate()
+        try:
+            await asyncio.wait_for(asyncio.shield(worker.running), 5)
+        finally:
+            looked_up.set()
+            await looking_up
+
+    on_end: list[Callable[[], object]] = []
+    assert loop(script, limit=0.1, on_limit=lambda: on_end[0]()).done == ["slow"]
 
 
 @pytest.mark.parametrize("how", ["limit", "second signal"])

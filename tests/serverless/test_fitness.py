@@ -5,11 +5,13 @@ from concurrent.futures import Future
 
 import pytest
 
+from batching.mux import BatchMux, BatchPolicy
 from core.errors import CapacityError, DeviceLost, ServingError
 from core.request import InferenceRequest
 from core.result import InferenceResult, OnProgress
+from core.service import port
 from serverless.fitness import checks
-from tests.serverless.painting import SPEC, painted
+from tests.serverless.painting import SPEC, PaintingPipeline, painted
 
 
 class Port:
@@ -60,6 +62,32 @@ def test_a_model_that_cannot_load_does_not_end_the_worker(caplog: pytest.LogCapt
 def test_a_failing_warm_up_does_not_end_the_worker() -> None:
     """Other requests may well work."""
     run(Port(CapacityError("gpu_out_of_memory", "too small")))
+
+
+def test_a_warm_up_that_hangs_ends_the_worker() -> None:
+    """Nothing else would: the worker waits for it for ever and takes no job."""
+    hangs = PaintingPipeline(step_seconds=1e6)
+    policy = BatchPolicy(hang_after=0.1)
+
+    async def main(mux: BatchMux) -> None:
+        loaded, warm_up = checks(mux.warm(SPEC.name), port(mux.submit), SPEC, warm_up_seconds=0.2)
+        await loaded()
+        with pytest.raises(ServingError) as caught:
+            await asyncio.wait_for(warm_up(), 10)
+        assert caught.value.code in ("deadline_exceeded", "device_lost")
+
+    try:
+        with BatchMux(lambda name: hangs, policy) as mux:
+            asyncio.run(main(mux))
+    finally:
+        hangs.release()
+
+
+def test_the_warm_up_has_minutes() -> None:
+    """The first forward on a card may compile for a long time."""
+    asked = Port()
+    run(asked)
+    assert asked.requests[0].timeout == 300
 
 
 @pytest.mark.parametrize(

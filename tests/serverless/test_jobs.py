@@ -1,19 +1,24 @@
 """One job in, one answer out, whatever happens in between."""
 
 import asyncio
+import base64
+import gc
 import json
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from api.intake import ImageIntake, IntakeOptions
+from api.budget import Lease
+from api.intake import Fetch, ImageIntake, IntakeOptions
 from core.errors import CapacityError, OutOfDeviceMemory
 from core.request import InferenceRequest
 from core.result import InferenceResult, OnProgress, Progress
 from serverless.jobs import JobHandler
-from serverless.output import OutputGuard, renderer
-from tests.serverless.edits import dialect, is_own, job
+from serverless.output import OutputGuard
+from tests.serverless.edits import dialect, is_own, job, photograph
 from tests.serverless.painting import painted
 
 Scenario = Callable[["Bench"], Awaitable[None]]
@@ -22,7 +27,7 @@ Scenario = Callable[["Bench"], Awaitable[None]]
 class Bench:
     """A handler around a ``submit`` that waits at ``gate``, and keeps what it was asked."""
 
-    def __init__(self, intake: ImageIntake, progress_seconds: float) -> None:
+    def __init__(self, intake: ImageIntake, progress_seconds: float, remember_bytes: int) -> None:
         self.gate = asyncio.Event()
         self.submitted: list[InferenceRequest] = []
         self.arrived = asyncio.Event()
@@ -33,9 +38,15 @@ class Bench:
         self.on_progress: OnProgress | None = None
         self.fault: BaseException | None = None
         language = dialect(intake)
-        guard = OutputGuard(renderer(language), 18_000_000, None, _no_upload)
+        guard = OutputGuard(language.render_output, 18_000_000, None, _no_upload)
         self.handler = JobHandler(
-            self.submit, language, guard, self.tell, progress_seconds=progress_seconds, remember=2
+            self.submit,
+            language,
+            guard,
+            self.tell,
+            progress_seconds=progress_seconds,
+            remember=2,
+            remember_bytes=remember_bytes,
         )
 
     async def submit(
@@ -63,11 +74,17 @@ async def _no_upload(url: str, body: bytes, content_type: str) -> None:
     raise AssertionError("nothing is to be uploaded here")
 
 
-def run(scenario: Scenario, progress_seconds: float = 60.0) -> None:
+def run(
+    scenario: Scenario,
+    *,
+    progress_seconds: float = 60.0,
+    remember_bytes: int = 2**26,
+    fetch: Fetch | None = None,
+) -> None:
     async def main() -> None:
-        with ImageIntake(IntakeOptions()) as intake:
+        with ImageIntake(IntakeOptions(), fetch) as intake:
             async with asyncio.timeout(20):
-                await scenario(Bench(intake, progress_seconds))
+                await scenario(Bench(intake, progress_seconds, remember_bytes))
 
     asyncio.run(main())
 
@@ -229,6 +246,94 @@ def test_only_the_latest_answers_are_remembered() -> None:
         assert [request.id.split("/")[0] for request in bench.submitted] == ["a", "b", "c", "a"]
 
     run(scenario)
+
+
+def test_remembered_answers_are_few_megabytes() -> None:
+    """Two of the largest that the platform takes would be 36; the latest is kept in any case."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        for job_id in ("a", "b", "b", "a"):
+            await bench.handler(job(job_id))
+        assert [request.id.split("/")[0] for request in bench.submitted] == ["a", "b", "a"]
+
+    run(scenario, remember_bytes=1)
+
+
+def test_an_input_is_not_kept_after_its_answer() -> None:
+    """Its pictures are as large as the answer; what it was can be told from a digest."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        asked = job("a")
+        before = sys.getrefcount(asked["input"])
+        await bench.handler(asked)
+        gc.collect()
+        after = sys.getrefcount(asked["input"])
+        assert after == before
+
+    run(scenario)
+
+
+def test_a_timeout_counts_from_the_arrival() -> None:
+    """Half of it went by while the picture was fetched: the mux is given the other half."""
+    picture = base64.b64decode(photograph())
+
+    async def slow(url: str, lease: Lease) -> bytes:
+        await asyncio.sleep(0.3)
+        return picture
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        answer = await bench.handler({"id": "a", "input": {"image_url": "http://a.example/", "timeout": 5}})
+        assert "image" in answer
+        (request,) = bench.submitted
+        assert request.timeout is not None
+        assert 0 < request.timeout <= 4.7
+
+    run(scenario, fetch=slow)
+
+
+def test_a_timeout_ends_the_fetch() -> None:
+    """It alone may take longer than the answer is of use."""
+    left = asyncio.Event()
+
+    async def never(url: str, lease: Lease) -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+        return b""
+
+    async def scenario(bench: Bench) -> None:
+        answer = await bench.handler({"id": "a", "input": {"image_url": "http://a.example/", "timeout": 0.2}})
+        assert (answer["code"], answer["retryable"]) == ("deadline_exceeded", False)
+        assert "within its 0.2 s" in answer["error"]
+        assert bench.submitted == []
+        await left.wait()
+
+    run(scenario, fetch=never)
+
+
+def test_a_timeout_counts_while_the_loop_is_busy() -> None:
+    """What is late already when the pictures are there is not submitted: the mux would count anew."""
+    picture = base64.b64decode(photograph())
+
+    async def busy(url: str, lease: Lease) -> bytes:
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            pass
+        return picture
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        answer = await bench.handler(
+            {"id": "a", "input": {"image_url": "http://a.example/", "timeout": 0.02}}
+        )
+        assert answer["code"] == "deadline_exceeded"
+        assert bench.submitted == []
+
+    run(scenario, fetch=busy)
 
 
 def test_a_stop_signal_drops_the_row_and_is_passed_on() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,12 +12,13 @@ from PIL import Image as Pillow
 
 from api.fetch import GuardedFetch
 from api.flat import FlatJob
+from api.images import ImageFormat
 from api.intake import ImageIntake, IntakeOptions
 from core.errors import ExecutionError, RequestError, ServingError
 from core.request import Image
 from core.result import InferenceResult
 from serverless.bucket import Bucket
-from serverless.output import MB, OutputGuard, measure, refusal, renderer
+from serverless.output import MB, OutputGuard, measure, refusal
 from tests.serverless.edits import dialect, job, picture
 from tests.serverless.painting import painted
 from tests.serverless.s3_server import KEY_ID, SECRET, S3Server, endpoint_parts
@@ -46,7 +48,7 @@ def run(
                 id="a", image=NOISE, model=result.model, seed=result.seed, steps=result.steps
             )
             fetch = GuardedFetch(max_bytes=MB, timeout=5, allow_hosts={allow})
-            guard = OutputGuard(renderer(language), limit, bucket, fetch.put)
+            guard = OutputGuard(language.render_output, limit, bucket, fetch.put)
             await check(lambda *own: guard(asked, result, "job-1", *own))
 
     asyncio.run(main())
@@ -74,6 +76,30 @@ def test_what_does_not_fit_leaves_in_a_smaller_format(limit: int, expected: str)
         assert measure(answer) <= limit
 
     run(limit, check)
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "tried"),
+    [("png", ["png", "jpeg", "webp"]), ("jpeg", ["jpeg", "webp"]), ("webp", ["webp", "jpeg"])],
+)
+def test_no_format_is_tried_twice(asked_for: ImageFormat, tried: list[str]) -> None:
+    """Each costs a fifth of a second of a codec thread, and comes out as before."""
+    rendered: list[str] = []
+
+    async def main() -> None:
+        async def render(job: FlatJob, result: InferenceResult) -> dict[str, Any]:
+            rendered.append(job.output_format)
+            return {"image": "a" * 1000}
+
+        async def put(url: str, body: bytes, content_type: str) -> None: ...
+
+        with ImageIntake(IntakeOptions()) as intake:
+            asked = await dialect(intake).parse(job("a", output_format=asked_for)["input"], id="a")
+            with pytest.raises(ExecutionError, match="over the limit"):
+                await OutputGuard(render, 100, None, put)(asked, painted(asked.request), "a")
+
+    asyncio.run(main())
+    assert rendered == tried
 
 
 def test_what_fits_in_no_format_is_an_error_with_a_remedy() -> None:
@@ -181,6 +207,17 @@ def test_the_measure_is_what_the_sdk_posts() -> None:
     """It writes non-ASCII text as it is."""
     answer = {"prompt": "größer", "image": "a" * 100}
     assert measure(answer) == len(json.dumps(answer, ensure_ascii=False).encode())
+
+
+def test_measuring_does_not_write_the_picture() -> None:
+    """18 MB of base64 as JSON stop the event loop, and with it every other job, for 0.1 s."""
+    answer = {"prompt": "paint", "image": "a" * 64_000_000}
+    tracemalloc.start()
+    try:
+        assert measure(answer) > 64_000_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_refusal_is_text_with_facts_beside() -> None:

@@ -92,6 +92,13 @@ def test_weights_are_looked_for_where_they_would_be_loaded_from(tmp_path: Path) 
     assert found(REAL, given, "weights").good
 
 
+def test_a_folder_goes_before_a_built_in_checkpoint(tmp_path: Path) -> None:
+    """As when it is loaded."""
+    finding = found(SPEC, settings(tmp_path, model_dir=tmp_path / "none"), "weights")
+    assert not finding.good
+    assert "MODEL_DIR" in finding.sentence
+
+
 @pytest.mark.parametrize(
     ("status", "token", "good", "words"),
     [
@@ -110,9 +117,25 @@ def test_the_hub_is_asked_with_the_token(
         return found(REAL, settings(tmp_path, hf_endpoint=base, hf_token=token), "hub")
 
     finding, requests = with_server(status, ask)
-    assert (finding.good, requests[0].path) == (good, "/api/models/Org/Real")
+    asked = (requests[0].method, requests[0].path)
+    assert (finding.good, asked) == (good, ("HEAD", "/Org/Real/resolve/main/model_index.json"))
     assert words in finding.sentence
     assert requests[0].headers.get("Authorization") == (f"Bearer {token}" if token else None)
+
+
+def test_a_pinned_checkpoint_is_asked_for_and_looked_for_by_its_revision(tmp_path: Path) -> None:
+    """``@`` is ours, not the hub's."""
+    pinned = replace(REAL, source="Org/Real@v2")
+
+    def ask(base: str) -> Finding:
+        return found(pinned, settings(tmp_path, hf_endpoint=base), "hub")
+
+    _, requests = with_server(200, ask)
+    assert requests[0].path == "/Org/Real/resolve/v2/model_index.json"
+    snapshot = tmp_path / "hf/hub/models--Org--Real/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    assert found(pinned, settings(tmp_path, local_only=True), "weights").good
 
 
 def test_an_unreachable_hub_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The worker of ``handler.py`` around a model that paints: the real mux, manager, edges and SDK.
 
 Arguments: seconds of a step, and optionally what goes wrong: ``cannot-load``, ``never-loads``,
-``lost-at-once`` (the device, in the warm-up) or ``other-sdk``. It ends with a report for the test.
+``lost-at-once`` (the device, in the warm-up), ``local`` (the
+device, in a job of ``--test_input``) or ``other-sdk``. It ends with a report for the test.
 """
 
 import json
@@ -14,6 +15,7 @@ import settings
 from core.errors import CapacityError
 from core.pipeline import PipelineSpec
 from pipelines.manager import ModelManager, ModelOptions, Report
+from tests.serverless.edits import job
 from tests.serverless.painting import CATALOG, LOST, PaintingPipeline
 
 fault = sys.argv[2] if len(sys.argv) > 2 else ""
@@ -37,6 +39,6 @@ if __name__ == "__main__":
         rp_scale.JobScaler.is_alive = lambda self, now=None: not self._shutdown_event.is_set()
     logging.basicConfig(level="INFO", format="%(levelname)-7s| %(name)s | %(message)s")
     manager = ModelManager(CATALOG, ModelOptions(), has_gpu=lambda: False)
-    status = handler.run(settings.load(), CATALOG, manager, None)
+    status = handler.run(settings.load(), CATALOG, manager, job("local", LOST) if fault == "local" else None)
     print("REPORT " + json.dumps({"forwards": pipeline.forwards}), flush=True)
     sys.exit(status)
