@@ -23,6 +23,9 @@ _CROWDED = (
 _CROWDED_BODY = b'{"detail":"too many connections","error":"too many connections","code":"queue_full"}'
 
 
+_received = memoryview(bytearray(2**20))
+
+
 class _Pieces:
     """Stands in for the ``bytearray`` that uvicorn grows: pieces are copied once, when they are read."""
 
@@ -42,7 +45,7 @@ class _Pieces:
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Limits are class attributes, since uvicorn makes the instances: subclass to set them.
 
     header_seconds:  from the first wait for a request until its headers are complete.
@@ -76,14 +79,20 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stall.cancel()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(_received[:nbytes])
+
+    def data_received(self, data: bytes | memoryview) -> None:
         if self.transport.is_closing():
             return
         if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
             self._close_in(self.header_seconds)
         if self._in_headers:
             self._header_bytes += len(data)
-        super().data_received(data)
+        super().data_received(data)  # type: ignore[arg-type]
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
 

@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from api.app import ApiOptions
+from api.images import ImageLimits
+from api.intake import IntakeOptions
+from api.server import ServerOptions
+from tests.api.remote import Canary
 from tests.api.serving import Served, serving
 
 
@@ -18,3 +23,23 @@ def fresh() -> Iterator[Served]:
     """For tests that shut gates or change health."""
     with serving() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Served]:
+    """Short limits, so that slow callers need not be waited for."""
+    with serving(
+        ApiOptions(max_body_bytes=2 * 2**20, body_seconds=0.3),
+        IntakeOptions(
+            limits=ImageLimits(max_bytes=2**20, max_pixels=4_000_000), codec_threads=2, fetch_timeout=1
+        ),
+        ServerOptions(header_seconds=0.3, linger_seconds=0.3, stall_seconds=0.2),
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def canary() -> Iterator[Canary]:
+    bird = Canary()
+    yield bird
+    bird.close()
