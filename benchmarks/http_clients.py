@@ -1,65 +1,15 @@
 """The client side of ``benchmarks.http_load``: closed-loop callers that cost next to nothing.
 
-One process, raw sockets, a request written once; a checked sample keeps it honest.
+One process, a blocking socket and a thread for each caller, so that callers move their bytes at the same
+time, as callers on machines of their own do; a checked sample keeps it honest.
 """
 
 import argparse
-import asyncio
 import json
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import uvloop
-
-
-class Caller(asyncio.BufferedProtocol):
-    """Sends its request, waits for the whole answer, sends again, until told to stop."""
-
-    def __init__(self, request: bytes, tally: "Tally") -> None:
-        self._request = request
-        self._tally = tally
-        self._buffer = bytearray(4 * 2**20)
-        self._room = memoryview(self._buffer)
-        self._filled = 0
-        self._expected = 0
-        self._sent_at = 0.0
-        self.closed = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-        self._send()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.closed.done():
-            self.closed.set_result(None)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._room[self._filled :]
-
-    def buffer_updated(self, count: int) -> None:
-        self._filled += count
-        if not self._expected:
-            end = self._buffer.find(b"\r\n\r\n", 0, self._filled)
-            if end < 0:
-                return
-            head = bytes(self._buffer[:end]).lower()
-            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            self._expected = end + 4 + length
-            self._ok = head.startswith(b"http/1.1 200")
-            self._tally.rows += int(head.partition(b"x-batch-size: ")[2].partition(b"\r\n")[0] or 0)
-        if self._filled < self._expected:
-            return
-        self._tally.add(self._sent_at, time.perf_counter(), self._ok, self._expected)
-        if self._tally.over:
-            self._tally.samples.append(bytes(self._buffer[: self._expected]))
-            self._transport.close()
-        else:
-            self._send()
-
-    def _send(self) -> None:
-        self._filled = self._expected = 0
-        self._sent_at = time.perf_counter()
-        self._transport.write(self._request)
 
 
 class Tally:
@@ -73,13 +23,11 @@ class Tally:
         self.finished = 0
         self.failed = 0
         self.answer_bytes = 0
-        self.over = False
-        self.samples: list[bytes] = []
 
-    def add(self, sent: float, received: float, ok: bool, size: int) -> None:
-        self.over = received >= self.end
+    def add(self, sent: float, received: float, ok: bool, size: int, batch: int) -> None:
         self.answer_bytes = size
         self.total += 1
+        self.rows += batch
         self.failed += not ok
         if self.start <= received < self.end:
             self.finished += 1
@@ -87,20 +35,27 @@ class Tally:
                 self.latencies.append(received - sent)
 
 
-async def run(port: int, body: bytes, clients: int, warm_up: float, seconds: float) -> Tally:
-    head = (
-        "POST /run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    request = head.encode() + body
-    tally = Tally(time.perf_counter() + warm_up, seconds)
-    loop = asyncio.get_running_loop()
-    callers = [
-        (await loop.create_connection(lambda: Caller(request, tally), "127.0.0.1", port))[1]
-        for _ in range(clients)
-    ]
-    await asyncio.gather(*(caller.closed for caller in callers))
-    return tally
+def call(port: int, request: bytes, tally: Tally) -> bytes:
+    """Send, wait for the whole answer, send again, until the window is over; the last answer."""
+    buffer = bytearray(4 * 2**20)
+    room = memoryview(buffer)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            sent_at = time.perf_counter()
+            connection.sendall(request)
+            filled = connection.recv_into(room)
+            while (end := buffer.find(b"\r\n\r\n", 0, filled)) < 0:
+                filled += connection.recv_into(room[filled:])
+            head = bytes(room[:end]).lower()
+            length = end + 4 + int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            while filled < length:
+                filled += connection.recv_into(room[filled:length], length - filled, socket.MSG_WAITALL)
+            received = time.perf_counter()
+            batch = int(head.partition(b"x-batch-size: ")[2].partition(b"\r\n")[0] or 0)
+            tally.add(sent_at, received, head.startswith(b"http/1.1 200"), length, batch)
+            if received >= tally.end:
+                return bytes(room[end + 4 : length])
 
 
 def main() -> None:
@@ -112,10 +67,16 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, required=True)
     arguments.add_argument("--sample", type=Path, required=True, help="where one answer's body is put")
     options = arguments.parse_args()
-    tally = uvloop.run(
-        run(options.port, options.body.read_bytes(), options.clients, options.warm_up, options.seconds)
+    body = options.body.read_bytes()
+    head = (
+        "POST /run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
     )
-    options.sample.write_bytes(tally.samples[0].partition(b"\r\n\r\n")[2])
+    tally = Tally(time.perf_counter() + options.warm_up, options.seconds)
+    with ThreadPoolExecutor(options.clients) as pool:
+        calls = [pool.submit(call, options.port, head.encode() + body, tally) for _ in range(options.clients)]
+        samples = [done.result() for done in calls]
+    options.sample.write_bytes(samples[0])
     print(
         json.dumps(
             {
