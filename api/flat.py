@@ -7,10 +7,10 @@ codes where its contract fixes them, and nothing else of HTTP.
 import asyncio
 import difflib
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import orjson
 import pybase64
@@ -35,8 +35,6 @@ from core.errors import ExecutionError, RequestError, ServingError
 from core.pipeline import Catalog
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
-
-T = TypeVar("T")
 
 FALLBACK_PROMPT: Final = "Enhance the image"
 MAX_TIMEOUT: Final = 3600.0
@@ -145,18 +143,19 @@ class FlatDialect:
         job_input: object,
         *,
         id: str,
-        prompt_fallback: str | None = None,
         arrived: float | None = None,
+        prompt_fallback: str | None = None,
     ) -> FlatJob:
         """The value of ``input``, checked in full, its pictures fetched and decoded.
 
+        arrived: by the monotonic clock, when the caller's ``timeout`` began; None is now. The request's
+            own ``timeout`` is what is left of it.
         prompt_fallback: stands in for an absent prompt; None refuses.
-        arrived: ``time.monotonic()`` from which the request's timeout counts; the request that comes back
-            has what is left of it. None starts no clock here.
         Raises ``RequestError`` naming field, limit and remedy, never the caller's input,
         ``CapacityError`` when too much is being read already, and ``ExecutionError``
         ``deadline_exceeded`` when nothing is left.
         """
+        began = time.monotonic() if arrived is None else arrived
         wishes = _checked(job_input)
         prompt = prompt_fallback if wishes.prompt is None else wishes.prompt
         if prompt is None:
@@ -177,16 +176,14 @@ class FlatDialect:
             timeout=self.timeout if wishes.timeout is None else wishes.timeout,
         )
         try:
-            # What is wrong without the pictures costs no fetch and no decoding.
-            timeout = ask(images=(_STAND_IN,) * len(sources)).timeout
-            loading = self.intake.load(sources)
-            if arrived is None or timeout is None:
-                request = ask(images=await loading)
-            else:
-                images, left = await _in_time(loading, timeout, arrived)
-                request = replace(ask(images=images), timeout=left)
+            asked = ask(images=(_STAND_IN,) * len(sources))  # what is wrong without them costs no decoding
+            async with asyncio.timeout(_left(asked.timeout, began)):
+                request = ask(images=await self.intake.load(sources))
         except RequestError as error:
             raise _in_our_words(error) from None
+        except TimeoutError:
+            raise _too_late() from None
+        request = replace(request, timeout=_left(asked.timeout, began))
         return FlatJob(request, wishes.output_format or self.output_format)
 
     async def render(self, job: FlatJob, result: InferenceResult) -> bytes:
@@ -207,24 +204,6 @@ def unwrap(body: object) -> object:
     for name in body.keys() - IGNORED_BESIDE_INPUT - {"input"}:
         raise _unknown(str(name), ["input"])
     return body["input"]
-
-
-async def _in_time(work: Coroutine[Any, Any, T], allowed: float, arrived: float) -> tuple[T, float]:
-    """The outcome of ``work`` and the seconds that are left then. Raises ``deadline_exceeded``."""
-    try:
-        async with asyncio.timeout(arrived + allowed - time.monotonic()) as limit:
-            outcome = await work
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    else:
-        left = arrived + allowed - time.monotonic()
-        if left > 0:
-            return outcome, left
-    raise ExecutionError(
-        "deadline_exceeded",
-        f"the request's pictures were not read within its {allowed:g} s; allow more time or send less",
-    )
 
 
 def answer(job: FlatJob, result: InferenceResult) -> dict[str, Any]:
@@ -262,6 +241,20 @@ def _render(job: FlatJob, result: InferenceResult) -> bytes:
     picture = _picture(job, result)
     # Joined: a JSON writer would only look at a million harmless characters once more.
     return b"".join((b'{"image":"', picture, b'",', orjson.dumps(answer(job, result))[1:]))
+
+
+def _left(timeout: float | None, began: float) -> float | None:
+    """Seconds of ``timeout`` that are left. Raises ``ExecutionError`` ``deadline_exceeded`` when none are."""
+    if timeout is None:
+        return None
+    left = began + timeout - time.monotonic()
+    if left <= 0:
+        raise _too_late()
+    return left
+
+
+def _too_late() -> ExecutionError:
+    return ExecutionError("deadline_exceeded", "the request's timeout passed before its pictures were read")
 
 
 def _checked(job_input: object) -> FlatInput:
