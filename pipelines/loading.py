@@ -155,6 +155,7 @@ def _check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
         raise CapacityError(
             "not_ready",
             "there is no model_index.json in MODEL_DIR; name the folder of a diffusers checkpoint",
+            retryable=False,
         )
     found = json.loads(index.read_text()).get("_class_name")
     if found != expected:
@@ -162,4 +163,5 @@ def _check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
             "not_ready",
             f"the checkpoint is a {found} and {spec.name} needs a {expected}; "
             "make DEFAULT_MODEL and MODEL_DIR agree",
+            retryable=False,
         )

@@ -219,7 +219,7 @@ def _no_gpu(name: str) -> CapacityError:
 def _as_answer(name: str, error: Exception) -> CapacityError:
     if isinstance(error, OutOfDeviceMemory):
         # Raised as it is, it would tell the mux to try with fewer requests.
-        return CapacityError("not_ready", f"{name} does not fit into this device's memory")
+        return CapacityError("not_ready", f"{name} does not fit into this device's memory", retryable=False)
     if isinstance(error, CapacityError):
         return error
     if isinstance(error, ServingError):
@@ -232,7 +232,11 @@ def _as_answer(name: str, error: Exception) -> CapacityError:
 def _again(error: CapacityError, wait: float) -> CapacityError:
     """A fresh instance: one that is raised twice would collect tracebacks."""
     return CapacityError(
-        error.code, error.message, param=error.param, retry_after=wait, retryable=error.retryable
+        error.code,
+        error.message,
+        param=error.param,
+        retry_after=wait if error.retryable else None,
+        retryable=error.retryable,
     )
 
 
