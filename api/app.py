@@ -94,7 +94,7 @@ class FlatRoute:
         code = "ok"
         try:
             self._refuse_early()
-            content, result = await self._work(request, job_id)
+            content, result = await self._work(request, job_id, started)
             response = Response(content, media_type="application/json", headers=figures(result))
         except ClientGone:
             code = "cancelled"
@@ -130,11 +130,12 @@ class FlatRoute:
             raise CapacityError("shutting_down", "this server is shutting down; ask another", retry_after=5)
         self._admit()
 
-    async def _work(self, request: Request, job_id: str) -> tuple[bytes, InferenceResult]:
+    async def _work(self, request: Request, job_id: str, started: float) -> tuple[bytes, InferenceResult]:
         with self._budget.lease() as lease:
             # Nested, so that no variable here keeps the body while the job runs.
             return await unless_gone(
-                request.receive, self._compute(await self._read(request, lease), job_id, lease)
+                request.receive,
+                self._compute(await self._read(request, lease), job_id, started, lease),
             )
 
     async def _read(self, request: Request, lease: Lease) -> object:
@@ -147,8 +148,10 @@ class FlatRoute:
         )
         return unwrap(parse_json(body))
 
-    async def _compute(self, job_input: object, job_id: str, lease: Lease) -> tuple[bytes, InferenceResult]:
-        job = await self._dialect.parse(job_input, id=job_id)
+    async def _compute(
+        self, job_input: object, job_id: str, started: float, lease: Lease
+    ) -> tuple[bytes, InferenceResult]:
+        job = await self._dialect.parse(job_input, id=job_id, arrived=started)
         del job_input
         lease.give_back()
         result = await self._submit(job.request)

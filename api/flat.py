@@ -4,9 +4,11 @@
 codes where its contract fixes them, and nothing else of HTTP.
 """
 
+import asyncio
 import difflib
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -29,7 +31,7 @@ from api.body import LongText
 from api.errors import message_of, status_of
 from api.images import ImageFormat, encode
 from api.intake import ImageIntake, ImageSource
-from core.errors import RequestError, ServingError
+from core.errors import ExecutionError, RequestError, ServingError
 from core.pipeline import Catalog
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
@@ -136,13 +138,24 @@ class FlatDialect:
     output_format: ImageFormat = "png"
     timeout: float | None = None
 
-    async def parse(self, job_input: object, *, id: str, prompt_fallback: str | None = None) -> FlatJob:
+    async def parse(
+        self,
+        job_input: object,
+        *,
+        id: str,
+        arrived: float | None = None,
+        prompt_fallback: str | None = None,
+    ) -> FlatJob:
         """The value of ``input``, checked in full, its pictures fetched and decoded.
 
+        arrived: by the monotonic clock, when the caller's ``timeout`` began; None is now. The request's
+            own ``timeout`` is what is left of it.
         prompt_fallback: stands in for an absent prompt; None refuses.
-        Raises ``RequestError`` naming field, limit and remedy, never the caller's input, and
-        ``CapacityError`` when too much is being read already.
+        Raises ``RequestError`` naming field, limit and remedy, never the caller's input,
+        ``CapacityError`` when too much is being read already, and ``ExecutionError``
+        ``deadline_exceeded`` when nothing is left.
         """
+        began = time.monotonic() if arrived is None else arrived
         wishes = _checked(job_input)
         prompt = prompt_fallback if wishes.prompt is None else wishes.prompt
         if prompt is None:
@@ -163,10 +176,14 @@ class FlatDialect:
             timeout=self.timeout if wishes.timeout is None else wishes.timeout,
         )
         try:
-            ask(images=(_STAND_IN,) * len(sources))  # what is wrong without them costs no fetch, no decoding
-            request = ask(images=await self.intake.load(sources))
+            asked = ask(images=(_STAND_IN,) * len(sources))  # what is wrong without them costs no decoding
+            async with asyncio.timeout(_left(asked.timeout, began)):
+                request = ask(images=await self.intake.load(sources))
         except RequestError as error:
             raise _in_our_words(error) from None
+        except TimeoutError:
+            raise _too_late() from None
+        request = replace(request, timeout=_left(asked.timeout, began))
         return FlatJob(request, wishes.output_format or self.output_format)
 
     async def render(self, job: FlatJob, result: InferenceResult) -> bytes:
@@ -224,6 +241,20 @@ def _render(job: FlatJob, result: InferenceResult) -> bytes:
     picture = _picture(job, result)
     # Joined: a JSON writer would only look at a million harmless characters once more.
     return b"".join((b'{"image":"', picture, b'",', orjson.dumps(answer(job, result))[1:]))
+
+
+def _left(timeout: float | None, began: float) -> float | None:
+    """Seconds of ``timeout`` that are left. Raises ``ExecutionError`` ``deadline_exceeded`` when none are."""
+    if timeout is None:
+        return None
+    left = began + timeout - time.monotonic()
+    if left <= 0:
+        raise _too_late()
+    return left
+
+
+def _too_late() -> ExecutionError:
+    return ExecutionError("deadline_exceeded", "the request's timeout passed before its pictures were read")
 
 
 def _checked(job_input: object) -> FlatInput:

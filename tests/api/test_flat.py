@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image as Pillow
 
 from api.budget import Lease
 from api.flat import FALLBACK_PROMPT, FlatAnswer, FlatDialect, FlatInput, FlatJob, refuse, unwrap
-from api.intake import ImageIntake, IntakeOptions
+from api.intake import Fetch, ImageIntake, IntakeOptions
 from core.errors import ExecutionError, RequestError, ServingError
 from core.request import Image
 from core.result import InferenceResult
@@ -27,8 +28,8 @@ class Shelf:
         return png(int(url.rpartition("/")[2]), 64)
 
 
-def parse(wishes: object, **options: Any) -> FlatJob:
-    with ImageIntake(IntakeOptions(codec_threads=1), Shelf()) as intake:
+def parse(wishes: object, fetch: Fetch | None = None, **options: Any) -> FlatJob:
+    with ImageIntake(IntakeOptions(codec_threads=1), fetch or Shelf()) as intake:
         dialect = FlatDialect(catalog=CATALOG, intake=intake, output_format="webp", timeout=60)
         return asyncio.run(dialect.parse(wishes, id="job-1", **options))
 
@@ -67,7 +68,9 @@ def test_every_field_arrives() -> None:
     assert request.prompt == "  Make it  déjà-vu \n"
     assert (request.size, request.canvas) == ((200, 120), (208, 128))
     assert (request.steps, request.cfg, request.seed) == (8, 2.5, 42)
-    assert (request.negative_prompt, request.timeout, request.model) == ("", 12, "painter")
+    assert (request.negative_prompt, request.model) == ("", "painter")
+    assert request.timeout is not None
+    assert 0 < request.timeout <= 12
     assert job.output_format == "jpeg"
     assert request.images[0].size == (96, 64)
 
@@ -76,8 +79,42 @@ def test_nulls_and_empty_pictures_are_as_good_as_absent() -> None:
     """Go and JavaScript clients send every field they know."""
     wishes = dict.fromkeys(FlatInput.model_fields) | {"prompt": "p", "image_base64": PICTURE, "image_url": ""}
     job = parse(wishes)
-    assert (job.request.steps, job.request.cfg, job.request.timeout) == (40, 4.0, 60)
+    assert (job.request.steps, job.request.cfg) == (40, 4.0)
+    assert job.request.timeout is not None
+    assert 12 < job.request.timeout <= 60
     assert job.output_format == "webp"
+
+
+def test_a_timeout_begins_when_the_request_arrives() -> None:
+    """What the upload took is gone; the mux gets what is left."""
+    wishes = {"prompt": "p", "image_base64": PICTURE, "timeout": 600}
+    left = parse(wishes, arrived=time.monotonic() - 500).request.timeout
+    assert left is not None
+    assert 0 < left <= 100
+
+
+def test_nothing_left_is_refused_before_any_work() -> None:
+    """The picture would be fetched for an answer that nobody waits for."""
+    wishes = {"prompt": "p", "image_url": "https://a.example/not-a-number", "timeout": 5}
+    with pytest.raises(ExecutionError) as caught:
+        parse(wishes, arrived=time.monotonic() - 6)
+    assert caught.value.code == "deadline_exceeded"
+
+
+class NeverArrives:
+    """A fetch that only a cancel ends."""
+
+    async def __call__(self, url: str, lease: Lease) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+
+def test_a_download_may_not_outlast_the_deadline() -> None:
+    """Its own limit can be the longer one."""
+    wishes = {"prompt": "p", "image_url": url(100), "timeout": 0.05}
+    with pytest.raises(ExecutionError) as caught:
+        parse(wishes, fetch=NeverArrives())
+    assert caught.value.code == "deadline_exceeded"
 
 
 def test_whole_numbers_may_stand_for_fractions() -> None:
