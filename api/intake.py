@@ -67,11 +67,12 @@ class ImageIntake:
         self.limits = options.limits
         self.codec = Codec(options.codec_threads, options.codec_waiting)
         self.budget = ByteBudget(options.held_bytes)
-        self._fetch = fetch or GuardedFetch(
+        self._guarded = GuardedFetch(
             max_bytes=options.limits.max_bytes,
             timeout=options.fetch_timeout,
             allow_hosts=options.fetch_allow_hosts,
         )
+        self._fetch = fetch or self._guarded
 
     def __enter__(self) -> "ImageIntake":
         return self
@@ -83,6 +84,7 @@ class ImageIntake:
         traceback: TracebackType | None,
     ) -> None:
         self.codec.close()
+        self._guarded.close()
 
     async def load(self, sources: Sequence[ImageSource]) -> tuple[Image, ...]:
         """Images in the order of ``sources``. Raises ``RequestError`` that names the field at fault.

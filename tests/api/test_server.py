@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -85,6 +86,48 @@ def test_a_signal_drains_while_probes_and_refusals_are_answered() -> None:
         assert running.client.get("/live").status == 200
         running.finish_job()
         assert answers.get(timeout=5).status == 200
+        assert running.process.wait(5) == 0
+
+
+def test_an_answer_still_being_written_is_waited_for() -> None:
+    """A large one to a slow reader takes its time; cut off, it would be a 200 that nobody can read."""
+    with process("--large") as running, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(20)
+        reader.connect(("127.0.0.1", running.client.port))
+        body = json.dumps({"input": WISHES | {"width": 2048, "height": 2048}}).encode()
+        reader.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert running.read() == "accepted"
+        running.finish_job()
+        received = reader.recv(4096)
+        running.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(2)  # ten times as long as answers get beyond the drain
+        while part := reader.recv(2**20):
+            received += part
+        assert running.process.wait(5) == 0
+    head, _, rest = received.partition(b"\r\n\r\n")
+    assert f"content-length: {len(rest)}".encode() in head
+    assert len(rest) > 12_000_000
+
+
+def test_an_answer_that_waits_to_be_encoded_is_waited_for() -> None:
+    """The job itself has ended, so the drain is over, but its caller has nothing yet."""
+    with process("--busy") as running:
+        answers = running.start_job()
+        running.finish_job()
+        running.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(2)
+        running.finish_job()  # a second line: the codec's thread is free again
+        assert answers.get(timeout=5).status == 200
+        assert running.process.wait(5) == 0
+
+
+def test_a_drain_begins_although_the_loops_own_threads_are_busy() -> None:
+    """Whoever fills those must not be able to stop a server from stopping."""
+    with process("--crowded") as running:
+        running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(5) == 0
 
 
