@@ -28,10 +28,14 @@ log = logging.getLogger("batchmux.api")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiOptions:
-    """body_seconds: for a body to arrive in full. timeout: deadline of a request that names none."""
+    """body_seconds: for a body to arrive in full; body_stall_seconds: without a byte of it.
+
+    timeout: deadline of a request that names none.
+    """
 
     max_body_bytes: int = 40 * 2**20
     body_seconds: float = 30.0
+    body_stall_seconds: float = 5.0
     output_format: ImageFormat = "png"
     timeout: float | None = 600.0
 
@@ -145,6 +149,7 @@ class FlatRoute:
             lease,
             limit=self._options.max_body_bytes,
             seconds=self._options.body_seconds,
+            stall_seconds=self._options.body_stall_seconds,
         )
         return unwrap(parse_json(body))
 

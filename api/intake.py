@@ -123,7 +123,10 @@ def from_base64(text: str | LongText, limits: ImageLimits) -> bytes:
     White space, the URL-safe alphabet and absent padding are accepted, anything else is not.
     Raises ``RequestError`` ``image_too_large`` before decoding, or ``invalid_image``.
     """
-    digits = text.data if isinstance(text, LongText) else text
+    try:
+        digits = text.base64() if isinstance(text, LongText) else text
+    except ValueError:
+        raise RequestError("invalid_image", "the image is not valid base64") from None
     start = digits[:_LONGEST_PREFIX]
     head = start if isinstance(start, str) else bytes(start).decode("latin-1")
     if head[:5].lower() == "data:":
