@@ -3,6 +3,7 @@
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from core.result import InferenceResult
 from core.service import Admit, Health, HealthProbe, Submit
 
 log = logging.getLogger("batchmux.api")
+
+Probe = Callable[[], Awaitable[Response]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,10 +131,8 @@ class FlatRoute:
     def _refuse_early(self) -> None:
         """Before a byte of the body is read. While a model loads, work is accepted and waits for it."""
         health = self._health()
-        if health.state == "failed":
-            raise CapacityError("not_ready", health.detail or "the model cannot be loaded", retry_after=30)
-        if health.state == "draining":
-            raise CapacityError("shutting_down", "this server is shutting down; ask another", retry_after=5)
+        if health.state in ("failed", "draining"):
+            raise _why_not(health)
         self._admit()
 
     async def _work(self, request: Request, job_id: str, started: float) -> tuple[bytes, InferenceResult]:
@@ -172,29 +173,39 @@ class FlatRoute:
 
 
 def _add_probes(app: FastAPI, catalog: Catalog, health: HealthProbe) -> None:
-    @app.get("/", summary="What is served here")
+    def probe(path: str, **documentation: Any) -> Callable[[Probe], Probe]:
+        """GET, and HEAD without a place in the documentation: balancers ask with either."""
+
+        def add(answer: Probe) -> Probe:
+            app.add_api_route(path, answer, methods=["GET"], **documentation)
+            app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+            return answer
+
+        return add
+
+    @probe("/", summary="What is served here")
     async def root() -> Response:
         models = [spec.name for spec in catalog]
         return _json(
             {"service": "batchmux", "model": catalog.default.name, "models": models, "docs": "/docs"}
         )
 
-    @app.get("/health", summary="State in full; always 200")
+    @probe("/health", summary="State in full; always 200")
     async def show_health() -> Response:
         return _json(_health_body(health()))
 
-    @app.get("/live", summary="The process answers")
+    @probe("/live", summary="The process answers")
     async def live() -> Response:
         return _json({"status": "alive"})
 
-    @app.get("/ready", summary="Ready for work", responses={503: {"description": "Not ready, or draining"}})
+    @probe("/ready", summary="Ready for work", responses={503: {"description": "Not ready, or draining"}})
     async def ready() -> Response:
         state = health()
         if state.ready:
             return _json({"status": "ready"})
-        return _json({"status": state.state, "detail": state.detail}, 503, {"Retry-After": "5"})
+        return _json({"status": state.state, "detail": state.detail}, 503, headers_of(_why_not(state)))
 
-    @app.get(
+    @probe(
         "/ping",
         summary="The load balancer's probe",
         responses={204: {"description": "Loading"}, 503: {"description": "Failed, or draining"}},
@@ -204,6 +215,20 @@ def _add_probes(app: FastAPI, catalog: Catalog, health: HealthProbe) -> None:
         if state.state == "loading":
             return Response(status_code=204)
         return _json({"status": state.state}, 200 if state.ready else 503)
+
+
+def _why_not(health: Health) -> CapacityError:
+    """What a server that is not ready says; ``Retry-After`` only where waiting can help."""
+    if health.state == "draining":
+        return CapacityError("shutting_down", "this server is shutting down; ask another", retry_after=5)
+    if health.state == "failed":
+        return CapacityError(
+            "not_ready",
+            health.detail or "the model cannot be loaded",
+            retry_after=health.retry_after,
+            retryable=health.retry_after is not None,
+        )
+    return CapacityError("model_loading", health.detail or "the model is loading", retry_after=5)
 
 
 def _health_body(health: Health) -> dict[str, Any]:
@@ -238,5 +263,5 @@ async def _broken_probe(request: Request, error: Exception) -> Response:
 
 def _plain_error(fault: ServingError, request: Request, headers: dict[str, str]) -> Response:
     shown_id = request_id(request.headers.get("x-request-id"), secrets.token_hex(8))
-    status, body = refuse(fault, request_id=shown_id, gpu_available=False)
+    status, body = refuse(fault, request_id=shown_id, gpu_available=None)
     return _json(body, status, headers | {"X-Request-Id": shown_id})
