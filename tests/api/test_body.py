@@ -139,15 +139,16 @@ def test_a_body_that_stands_still_is_given_up_early() -> None:
     """Long before the limit of the whole."""
 
     async def still() -> None:
-        with ByteBudget(100).lease() as lease:
-            await read_body(
-                receiving([{"type": "http.request", "body": b"1", "more_body": True}]),
-                {},
-                lease,
-                limit=10,
-                seconds=3600,
-                stall_seconds=0.05,
-            )
+        async with asyncio.timeout(10):
+            with ByteBudget(100).lease() as lease:
+                await read_body(
+                    receiving([{"type": "http.request", "body": b"1", "more_body": True}]),
+                    {},
+                    lease,
+                    limit=10,
+                    seconds=3600,
+                    stall_seconds=0.05,
+                )
 
     with pytest.raises(RequestError) as caught:
         asyncio.run(still())
