@@ -3,6 +3,7 @@
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +26,19 @@ from core.service import Admit, Health, HealthProbe, Submit
 
 log = logging.getLogger("batchmux.api")
 
+Probe = Callable[[], Awaitable[Response]]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiOptions:
-    """body_seconds: for a body to arrive in full. timeout: deadline of a request that names none."""
+    """body_seconds: for a body to arrive in full; body_stall_seconds: without a byte of it.
+
+    timeout: deadline of a request that names none.
+    """
 
     max_body_bytes: int = 40 * 2**20
     body_seconds: float = 30.0
+    body_stall_seconds: float = 5.0
     output_format: ImageFormat = "png"
     timeout: float | None = 600.0
 
@@ -94,7 +101,7 @@ class FlatRoute:
         code = "ok"
         try:
             self._refuse_early()
-            content, result = await self._work(request, job_id)
+            content, result = await self._work(request, job_id, started)
             response = Response(content, media_type="application/json", headers=figures(result))
         except ClientGone:
             code = "cancelled"
@@ -124,17 +131,16 @@ class FlatRoute:
     def _refuse_early(self) -> None:
         """Before a byte of the body is read. While a model loads, work is accepted and waits for it."""
         health = self._health()
-        if health.state == "failed":
-            raise CapacityError("not_ready", health.detail or "the model cannot be loaded", retry_after=30)
-        if health.state == "draining":
-            raise CapacityError("shutting_down", "this server is shutting down; ask another", retry_after=5)
+        if health.state in ("failed", "draining"):
+            raise _why_not(health)
         self._admit()
 
-    async def _work(self, request: Request, job_id: str) -> tuple[bytes, InferenceResult]:
+    async def _work(self, request: Request, job_id: str, started: float) -> tuple[bytes, InferenceResult]:
         with self._budget.lease() as lease:
             # Nested, so that no variable here keeps the body while the job runs.
             return await unless_gone(
-                request.receive, self._compute(await self._read(request, lease), job_id, lease)
+                request.receive,
+                self._compute(await self._read(request, lease), job_id, started, lease),
             )
 
     async def _read(self, request: Request, lease: Lease) -> object:
@@ -144,11 +150,14 @@ class FlatRoute:
             lease,
             limit=self._options.max_body_bytes,
             seconds=self._options.body_seconds,
+            stall_seconds=self._options.body_stall_seconds,
         )
         return unwrap(parse_json(body))
 
-    async def _compute(self, job_input: object, job_id: str, lease: Lease) -> tuple[bytes, InferenceResult]:
-        job = await self._dialect.parse(job_input, id=job_id)
+    async def _compute(
+        self, job_input: object, job_id: str, started: float, lease: Lease
+    ) -> tuple[bytes, InferenceResult]:
+        job = await self._dialect.parse(job_input, id=job_id, arrived=started)
         del job_input
         lease.give_back()
         result = await self._submit(job.request)
@@ -164,29 +173,39 @@ class FlatRoute:
 
 
 def _add_probes(app: FastAPI, catalog: Catalog, health: HealthProbe) -> None:
-    @app.get("/", summary="What is served here")
+    def probe(path: str, **documentation: Any) -> Callable[[Probe], Probe]:
+        """GET, and HEAD without a place in the documentation: balancers ask with either."""
+
+        def add(answer: Probe) -> Probe:
+            app.add_api_route(path, answer, methods=["GET"], **documentation)
+            app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+            return answer
+
+        return add
+
+    @probe("/", summary="What is served here")
     async def root() -> Response:
         models = [spec.name for spec in catalog]
         return _json(
             {"service": "batchmux", "model": catalog.default.name, "models": models, "docs": "/docs"}
         )
 
-    @app.get("/health", summary="State in full; always 200")
+    @probe("/health", summary="State in full; always 200")
     async def show_health() -> Response:
         return _json(_health_body(health()))
 
-    @app.get("/live", summary="The process answers")
+    @probe("/live", summary="The process answers")
     async def live() -> Response:
         return _json({"status": "alive"})
 
-    @app.get("/ready", summary="Ready for work", responses={503: {"description": "Not ready, or draining"}})
+    @probe("/ready", summary="Ready for work", responses={503: {"description": "Not ready, or draining"}})
     async def ready() -> Response:
         state = health()
         if state.ready:
             return _json({"status": "ready"})
-        return _json({"status": state.state, "detail": state.detail}, 503, {"Retry-After": "5"})
+        return _json({"status": state.state, "detail": state.detail}, 503, headers_of(_why_not(state)))
 
-    @app.get(
+    @probe(
         "/ping",
         summary="The load balancer's probe",
         responses={204: {"description": "Loading"}, 503: {"description": "Failed, or draining"}},
@@ -196,6 +215,20 @@ def _add_probes(app: FastAPI, catalog: Catalog, health: HealthProbe) -> None:
         if state.state == "loading":
             return Response(status_code=204)
         return _json({"status": state.state}, 200 if state.ready else 503)
+
+
+def _why_not(health: Health) -> CapacityError:
+    """What a server that is not ready says; ``Retry-After`` only where waiting can help."""
+    if health.state == "draining":
+        return CapacityError("shutting_down", "this server is shutting down; ask another", retry_after=5)
+    if health.state == "failed":
+        return CapacityError(
+            "not_ready",
+            health.detail or "the model cannot be loaded",
+            retry_after=health.retry_after,
+            retryable=health.retry_after is not None,
+        )
+    return CapacityError("model_loading", health.detail or "the model is loading", retry_after=5)
 
 
 def _health_body(health: Health) -> dict[str, Any]:
@@ -230,5 +263,5 @@ async def _broken_probe(request: Request, error: Exception) -> Response:
 
 def _plain_error(fault: ServingError, request: Request, headers: dict[str, str]) -> Response:
     shown_id = request_id(request.headers.get("x-request-id"), secrets.token_hex(8))
-    status, body = refuse(fault, request_id=shown_id, gpu_available=False)
+    status, body = refuse(fault, request_id=shown_id, gpu_available=None)
     return _json(body, status, headers | {"X-Request-Id": shown_id})

@@ -18,6 +18,18 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 LONG: Final = 65_536
 MAX_VALUES: Final = 20_000  # commas, and quotation marks, in one body
+MAX_REST: Final = 2**20  # bytes beside the long strings; the longest prompts need 0.1 MB of them
+STEP: Final = 256 * 1024  # of a body, counted ahead of its arrival; what a connection may read ahead
+
+# Of base64: + from System.Text.Json, = from Gson, / from PHP, and line breaks, which mean nothing.
+_ESCAPES: Final = (
+    *((escape, b"+") for escape in (b"\\u002B", b"\\u002b")),
+    *((escape, b"=") for escape in (b"\\u003D", b"\\u003d")),
+    (b"\\/", b"/"),
+    (b"\\n", b""),
+    (b"\\r", b""),
+)
+_PIECE: Final = 256 * 1024  # bytes between two looks at others' wishes
 _BACKSLASH: Final = 0x5C
 
 
@@ -26,28 +38,38 @@ class ClientGone(Exception):
 
 
 async def read_body(
-    receive: Receive, headers: Mapping[str, str], lease: Lease, *, limit: int, seconds: float
+    receive: Receive,
+    headers: Mapping[str, str],
+    lease: Lease,
+    *,
+    limit: int,
+    seconds: float,
+    stall_seconds: float,
 ) -> bytes:
     """The whole body. ``limit`` in bytes is checked against the declared length before anything is read.
 
-    Raises ``RequestError`` ``body_too_large``, ``request_timeout`` (``seconds`` in all) or
-    ``unsupported_media_type``, ``CapacityError`` from ``lease``, and ``ClientGone``.
+    Only what has arrived, and one ``STEP``, is held: a declaration alone keeps nobody else out.
+    Raises ``RequestError`` ``body_too_large``, ``request_timeout`` (``seconds`` in all, or
+    ``stall_seconds`` without a byte) or ``unsupported_media_type``, ``CapacityError`` from ``lease``,
+    and ``ClientGone``.
     """
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError("unsupported_media_type", "compressed bodies are not accepted; send it plain")
-    declared = headers.get("content-length")
-    if declared is not None:
-        # The digits are the server's concern; here only their worth counts.
-        if int(declared) > limit:
-            raise _too_large(limit)
-        lease.take(int(declared))
+    # The digits are the server's concern; here only their worth counts.
+    declared = int(headers.get("content-length", 0))
+    if declared > limit:
+        raise _too_large(limit)
+    lease.check(declared)
+    held = min(declared, STEP)
+    lease.take(held)
     chunks: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(seconds):
             more = True
             while more:
-                message = await receive()
+                async with asyncio.timeout(stall_seconds):
+                    message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
                 chunk: bytes = message.get("body", b"")
@@ -55,12 +77,17 @@ async def read_body(
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
-                if declared is None:
-                    lease.take(len(chunk))
+                ahead = STEP if more and declared else 0
+                wanted = max(size, min(size + ahead, declared))
+                if wanted > held:
+                    lease.take(wanted - held)
+                    held = wanted
                 chunks.append(chunk)
     except TimeoutError:
         raise RequestError(
-            "request_timeout", f"the body did not arrive within {seconds:g} s; send it faster or smaller"
+            "request_timeout",
+            f"the body did not arrive within {seconds:g} s, or stood still for {stall_seconds:g} s; "
+            "send it faster or smaller",
         ) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -68,25 +95,61 @@ async def read_body(
 class LongText:
     """A long string of a body, left where it is: a megabyte of base64 need not become a ``str`` first.
 
-    data: its bytes between the quotation marks; no escapes, otherwise unchecked.
+    data:    its bytes between the quotation marks, unchecked.
+    escaped: whether there are backslashes among them.
     """
 
-    __slots__ = ("data",)
+    __slots__ = ("data", "escaped")
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, *, escaped: bool = False) -> None:
         self.data = data
+        self.escaped = escaped
+
+    def base64(self) -> memoryview:
+        """``data`` without the escapes that JSON writers put into base64.
+
+        Raises ``ValueError`` on any other. Call it in a codec's thread: it works in pieces, so that the
+        interpreter can attend to others in between.
+        """
+        if not self.escaped:
+            return self.data
+        pieces = []
+        at = 0
+        while at < len(self.data):
+            piece = bytes(self.data[at : at + _PIECE])
+            cut = piece.rfind(b"\\", _PIECE - 5)  # perhaps the first half of an escape
+            if cut > 0:
+                piece = piece[:cut]
+            at += len(piece)
+            if b"\\\\" in piece:
+                raise ValueError
+            for escape, meaning in _ESCAPES:
+                piece = piece.replace(escape, meaning)
+            if b"\\" in piece:
+                raise ValueError
+            pieces.append(piece)
+        return memoryview(b"".join(pieces))
 
 
 def parse_json(body: bytes) -> Any:
     """Strict JSON: no NaN or Infinity, no duplicate keys, no lone surrogates, no deep nesting.
 
-    String values from ``LONG`` bytes on come as ``LongText`` unless they hold escapes.
+    String values from ``LONG`` bytes on come as ``LongText``: whether their text is valid is found out
+    by whoever reads it.
     Raises ``RequestError`` ``invalid_json``, which never repeats the text.
     """
     strings, spans = _find_strings(body)
     # Random, so that no body can name one of its own.
-    lifted = {secrets.token_hex(16): LongText(memoryview(body)[a:b]) for a, b in spans}
+    lifted = {
+        secrets.token_hex(16): LongText(memoryview(body)[a:b], escaped=body.find(b"\\", a, b) >= 0)
+        for a, b in spans
+    }
     rest = _without(body, spans, lifted) if spans else body
+    if len(rest) > MAX_REST:
+        raise RequestError(
+            "invalid_json",
+            f"the body holds over {MAX_REST} bytes beside its pictures; no request needs as many",
+        )
     _refuse_many(rest)
     try:
         value = orjson.loads(rest)
@@ -101,7 +164,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def _find_strings(body: bytes) -> tuple[int, list[tuple[int, int]]]:
-    """How many string literals a JSON text has, keys included, and where the long plain ones are.
+    """How many string literals a JSON text has, keys included, and where the long ones are.
 
     All by ``bytes.find``, so that a long string costs next to nothing.
     """
@@ -124,7 +187,7 @@ def _find_strings(body: bytes) -> tuple[int, list[tuple[int, int]]]:
             part = body[since:end]
             if (len(part) - len(part.rstrip(b"\\"))) % 2 == 0:  # an even run leaves the mark alone
                 break
-        if end - start > LONG and body.find(b"\\", start, end) < 0:
+        if end - start > LONG:
             spans.append((start + 1, end))
         start = body.find(b'"', end + 1)
     return count, spans

@@ -26,8 +26,8 @@ class Lease:
         self._budget = budget
         self._held = 0
 
-    def take(self, size: int) -> None:
-        """Raises ``CapacityError`` ``queue_full`` when others hold too much."""
+    def check(self, size: int) -> None:
+        """Raises ``CapacityError`` ``queue_full`` when others hold too much for ``size`` bytes more."""
         others = self._budget.used - self._held
         if others and self._budget.used + size > self._budget.limit:
             raise CapacityError(
@@ -35,6 +35,10 @@ class Lease:
                 f"requests of {self._budget.limit} bytes in all are being read already; try again shortly",
                 retry_after=1,
             )
+
+    def take(self, size: int) -> None:
+        """Hold ``size`` bytes more. Raises as ``check`` does."""
+        self.check(size)
         self._held += size
         self._budget.used += size
 

@@ -1,7 +1,8 @@
 """One HTTP connection that cannot be held open for nothing: uvicorn's own, with limits it lacks.
 
 uvicorn bounds idle keep-alive only. A caller that dribbles headers, keeps sending a body that was
-refused, or never reads its answer would stay for ever; here each of them is dropped.
+refused, or never reads its answer would stay for ever; here each of them is dropped. A caller who closes only
+its sending side counts as gone, too, as with most servers: its job is cancelled.
 """
 
 import asyncio
@@ -9,12 +10,17 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.body import STEP
+
 MAX_HEADER_BYTES = 64 * 1024
 
-# Bytes of a body taken before anybody asks for them. A declared length has been counted against the
-# budget for bodies when that happens; what comes in chunks has not.
-_READ_AHEAD_DECLARED = 2 * 2**20
+# Bytes of a body taken before anybody asks for them. So many of a declared length are counted against
+# the budget for bodies when that happens; what comes in chunks is not.
+_READ_AHEAD_DECLARED = STEP
 _READ_AHEAD = 64 * 1024
+
+# A reader hears at least this often, in seconds, that its caller is still sending.
+_BEAT = 0.2
 
 _CROWDED = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -64,6 +70,8 @@ class GuardedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     _header_bytes = 0
     _in_body = False
     _read_ahead = 0
+    _last_beat = 0.0
+    _field_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -99,6 +107,21 @@ class GuardedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
+        self._field_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        """Here for what comes in one read, complete; in ``data_received`` for what never gets complete."""
+        self._field_bytes += size
+        if self._field_bytes > MAX_HEADER_BYTES:
+            raise ValueError("too many header bytes")  # which the parser passes on: 400, and the end
 
     def on_headers_complete(self) -> None:
         self._in_headers, self._header_bytes = False, 0
@@ -109,14 +132,18 @@ class GuardedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """uvicorn's, but the reader is woken for the whole of a usual body and not for every packet."""
+        """uvicorn's, but the reader is not woken for every packet."""
         if self.cycle.response_complete:
             return
         if not self.cycle.body:
             self.cycle.body = _Pieces()  # type: ignore[assignment]
         self.cycle.body += body
-        if len(self.cycle.body) > self._read_ahead:
+        now = self.loop.time()
+        full = len(self.cycle.body) >= self._read_ahead
+        if full:
             self.flow.pause_reading()
+        if full or now - self._last_beat >= _BEAT:
+            self._last_beat = now
             self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:

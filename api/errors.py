@@ -63,9 +63,10 @@ def message_of(error: ServingError) -> str:
 
 def headers_of(error: ServingError) -> dict[str, str]:
     """``Retry-After`` (1 to 120 whole seconds), or ``x-should-retry: false`` where a retry is no use."""
-    if error.code in _NEVER_RETRY:
+    lasting = isinstance(error, CapacityError) and not error.retryable
+    if lasting or error.code in _NEVER_RETRY:
         return {"x-should-retry": "false"}
-    if not isinstance(error, CapacityError) and error.retry_after is None:
+    if not error.retryable and error.retry_after is None:
         return {}
     seconds = _USUAL_RETRY_AFTER if error.retry_after is None else error.retry_after
     return {"Retry-After": str(min(max(1, math.ceil(seconds)), _LONGEST_RETRY_AFTER))}

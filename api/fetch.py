@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from api.addresses import is_public
 from api.budget import Lease
-from core.errors import RequestError, UpstreamError
+from api.names import Names
+from core.errors import CapacityError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
     import aiohttp
@@ -29,18 +30,14 @@ _CHUNK: Final = 64 * 1024
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
-async def resolve(host: str, port: int) -> Sequence[str]:
-    """Addresses of a host name or literal, in any spelling that the system's dialler would accept too."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
-
-
 class GuardedFetch:
     """Bytes of public http(s) URLs.
 
     max_bytes:   of one answer; counted while it streams.
     timeout:     seconds in all: names, connections, redirects and the body.
     allow_hosts: ``host:port`` pairs that may be private and on any port, as written in the URL.
+    max_fetches: under way at once before further ones are refused.
+    resolve:     a seam for tests.
     """
 
     def __init__(
@@ -49,17 +46,40 @@ class GuardedFetch:
         max_bytes: int,
         timeout: float,
         allow_hosts: Collection[str] = (),
-        resolve: Resolve = resolve,
+        max_fetches: int = 64,
+        resolve: Resolve | None = None,
     ) -> None:
         self._max_bytes = max_bytes
         self._timeout = timeout
         self._allow_hosts = frozenset(host.lower() for host in allow_hosts)
-        self._resolve = resolve
+        self._max_fetches = max_fetches
+        self._fetches = 0
+        self._aiohttp: Any = None
+        self._names = Names()
+        self._resolve = resolve or self._names
+
+    def close(self) -> None:
+        """Look-ups that wait are dropped; one under way ends by itself."""
+        self._names.close()
 
     async def __call__(self, url: str, lease: Lease) -> bytes:
         """Raises ``RequestError``: ``url_not_allowed``, ``image_fetch_failed``, ``image_fetch_timeout``
-        or ``image_too_large``; and ``CapacityError`` where ``lease`` says so."""
-        aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
+        or ``image_too_large``; and ``CapacityError`` where ``lease`` says so, or when too many are
+        under way."""
+        if self._fetches >= self._max_fetches:
+            raise CapacityError(
+                "queue_full",
+                f"{self._max_fetches} images are being fetched already; try again shortly",
+                retry_after=1,
+            )
+        self._fetches += 1
+        try:
+            return await self._fetch(url, lease)
+        finally:
+            self._fetches -= 1
+
+    async def _fetch(self, url: str, lease: Lease) -> bytes:
+        aiohttp = await self._library()
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._follow(aiohttp, url, lease)
@@ -75,7 +95,7 @@ class GuardedFetch:
 
         Raises ``RequestError`` ``url_not_allowed``, and ``UpstreamError`` unless the server took it.
         """
-        aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
+        aiohttp = await self._library()
         try:
             async with asyncio.timeout(self._timeout), AsyncExitStack() as stack:
                 addresses = await self._checked_addresses(_url(url))
@@ -91,6 +111,11 @@ class GuardedFetch:
             raise UpstreamError("upstream_error", "the file's server cannot be reached") from None
         if not 200 <= status < 300:
             raise UpstreamError("upstream_error", f"the file's server answered {status}")
+
+    async def _library(self) -> Any:
+        if self._aiohttp is None:  # not sys.modules: another thread may be half-way through it
+            self._aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
+        return self._aiohttp
 
     async def _follow(self, aiohttp: Any, text: str, lease: Lease) -> bytes:
         target = _url(text)

@@ -39,8 +39,9 @@ from core.result import InferenceResult
 FALLBACK_PROMPT: Final = "Enhance the image"
 MAX_TIMEOUT: Final = 3600.0
 
-# What RunPod's own API defines beside ``input`` and an answer that comes at once has no use for.
-IGNORED_BESIDE_INPUT: Final = frozenset({"id", "webhook", "policy", "s3Config"})
+# What RunPod's own API defines beside ``input``: a name is harmless, the others ask for something.
+_IGNORED_BESIDE_INPUT: Final = frozenset({"id"})
+_QUEUED_ONLY: Final = frozenset({"webhook", "policy", "s3Config"})
 
 _STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
 
@@ -201,8 +202,15 @@ def unwrap(body: object) -> object:
     """The ``input`` of a request's body. Raises ``RequestError``."""
     if not isinstance(body, dict) or "input" not in body:
         raise RequestError("invalid_parameter", 'the body must be {"input": {…}}', param="input")
-    for name in body.keys() - IGNORED_BESIDE_INPUT - {"input"}:
-        raise _unknown(str(name), ["input"])
+    for name in sorted(body.keys() - _IGNORED_BESIDE_INPUT - {"input"}):
+        if name not in _QUEUED_ONLY:
+            raise _unknown(str(name), ["input"])
+        if body[name] is not None:
+            raise RequestError(
+                "unknown_field",
+                f"{name} is of RunPod's queue; here the answer comes at once, to the caller: leave it out",
+                param=name,
+            )
     return body["input"]
 
 
@@ -220,14 +228,17 @@ def answer(job: FlatJob, result: InferenceResult) -> dict[str, Any]:
     }
 
 
-def refuse(error: ServingError, *, request_id: str, gpu_available: bool) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error: ``detail`` as the first clients know it, ``error`` and ``code`` beside."""
+def refuse(error: ServingError, *, request_id: str, gpu_available: bool | None) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error: ``detail`` as the first clients know it, ``error`` and ``code`` beside.
+
+    gpu_available: None where nobody has looked.
+    """
     message = message_of(error)
     status = 400 if isinstance(error, MissingImage) else status_of(error)
     detail: object = message
     if status == 500:
-        gpu = {"device_count": int(gpu_available), "gpu": None, "bf16_supported": None}
-        detail = {"error": message, "gpu_info": gpu}
+        known = {} if gpu_available is None else {"device_count": int(gpu_available)}
+        detail = {"error": message, "gpu_info": known}
     body = {"detail": detail, "error": message, "code": error.code, "request_id": request_id}
     return status, body if error.param is None else body | {"param": error.param}
 

@@ -67,11 +67,12 @@ class ImageIntake:
         self.limits = options.limits
         self.codec = Codec(options.codec_threads, options.codec_waiting)
         self.budget = ByteBudget(options.held_bytes)
-        self._fetch = fetch or GuardedFetch(
+        self._guarded = GuardedFetch(
             max_bytes=options.limits.max_bytes,
             timeout=options.fetch_timeout,
             allow_hosts=options.fetch_allow_hosts,
         )
+        self._fetch = fetch or self._guarded
 
     def __enter__(self) -> "ImageIntake":
         return self
@@ -83,6 +84,7 @@ class ImageIntake:
         traceback: TracebackType | None,
     ) -> None:
         self.codec.close()
+        self._guarded.close()
 
     async def load(self, sources: Sequence[ImageSource]) -> tuple[Image, ...]:
         """Images in the order of ``sources``. Raises ``RequestError`` that names the field at fault.
@@ -121,7 +123,10 @@ def from_base64(text: str | LongText, limits: ImageLimits) -> bytes:
     White space, the URL-safe alphabet and absent padding are accepted, anything else is not.
     Raises ``RequestError`` ``image_too_large`` before decoding, or ``invalid_image``.
     """
-    digits = text.data if isinstance(text, LongText) else text
+    try:
+        digits = text.base64() if isinstance(text, LongText) else text
+    except ValueError:
+        raise RequestError("invalid_image", "the image is not valid base64") from None
     start = digits[:_LONGEST_PREFIX]
     head = start if isinstance(start, str) else bytes(start).decode("latin-1")
     if head[:5].lower() == "data:":

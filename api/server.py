@@ -6,10 +6,13 @@ uvicorn is imported when serving starts, so that importing this module costs not
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,9 @@ _FORCED_GRACE = 1.0  # seconds for refusals to reach their callers after a secon
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerOptions:
-    """drain_seconds: for accepted work to finish after the first SIGTERM or SIGINT.
+    """drain_seconds: for accepted work to finish after the first SIGTERM or SIGINT, its answers included.
 
+    answer_seconds: for answers still being encoded or written, when the drain itself took it all.
     header_seconds, linger_seconds, stall_seconds, max_connections: see ``api.connection``.
     keep_alive_seconds: idle time of a connection; above the 60 s of usual load balancers, so that
         they never send into one that is being closed.
@@ -37,6 +41,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     drain_seconds: float = 60.0
+    answer_seconds: float = 5.0
     header_seconds: float = 30.0
     linger_seconds: float = 5.0
     stall_seconds: float = 30.0
@@ -52,7 +57,7 @@ def serve(
     drain: Callable[[float], object],
     on_listening: Callable[[], None] | None = None,
 ) -> None:
-    """Serve the ASGI application ``app``; returns once a first signal's drain is over.
+    """Serve the ASGI application ``app``; returns once a first signal's drain is over and answers are out.
 
     drain:        called in a thread with ``drain_seconds``: refuses new work at once and returns when
                   accepted work is done or the time is over (the rest is answered ``shutting_down``).
@@ -92,6 +97,8 @@ def make_server(
         def __init__(self, config: uvicorn.Config) -> None:
             super().__init__(config)
             self._signals = 0
+            # Two threads of its own: one for each signal, whatever fills the loop's default ones.
+            self._draining = ThreadPoolExecutor(2, thread_name_prefix="drain")
             self._steps: set[asyncio.Task[None]] = set()
 
         async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -118,13 +125,16 @@ def make_server(
             self._steps.add(asyncio.ensure_future(step))
 
         async def _drain_then_exit(self) -> None:
+            end = time.monotonic() + options.drain_seconds
             try:
-                await asyncio.to_thread(drain, options.drain_seconds)
+                await self._loop.run_in_executor(self._draining, drain, options.drain_seconds)
             finally:
+                left = max(options.answer_seconds, end - time.monotonic())
+                self.config.timeout_graceful_shutdown = math.ceil(left)
                 self.should_exit = True
 
         async def _end_now(self) -> None:
-            refusing = asyncio.ensure_future(asyncio.to_thread(drain, 0.0))
+            refusing = self._loop.run_in_executor(self._draining, drain, 0.0)
             await asyncio.wait((refusing,), timeout=_FORCED_GRACE / 2)
             await asyncio.sleep(_FORCED_GRACE / 2)
             logging.shutdown()
@@ -150,6 +160,6 @@ def make_server(
             log_config=None,
             backlog=options.backlog,
             timeout_keep_alive=options.keep_alive_seconds,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=math.ceil(options.answer_seconds),
         )
     )

@@ -32,11 +32,13 @@ class Health:
     """What a probe sees. ``state`` is loading | ready | draining | failed.
 
     ``detail`` is one sentence for a person: what is loading, or what went wrong and how to mend it.
+    ``retry_after``: seconds after which a failure may be over; None where only a person can mend it.
     """
 
     state: str
     model: str
     detail: str = ""
+    retry_after: float | None = 5.0
     gpu_available: bool = False
     lightning_enabled: bool = False
     counts: dict[str, int] = field(default_factory=dict)  # the accounting identity, by state

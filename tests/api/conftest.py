@@ -27,13 +27,20 @@ def fresh() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Served]:
+    """Small limits of size; those of time only end what never comes, so a busy machine meets none."""
+    with serving(
+        ApiOptions(max_body_bytes=2 * 2**20, body_seconds=5, body_stall_seconds=5),
+        IntakeOptions(limits=ImageLimits(max_bytes=2**20, max_pixels=4_000_000), codec_threads=2),
+        ServerOptions(header_seconds=5, linger_seconds=2),
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Served]:
     """Short limits, so that slow callers need not be waited for."""
     with serving(
-        ApiOptions(max_body_bytes=2 * 2**20, body_seconds=0.3),
-        IntakeOptions(
-            limits=ImageLimits(max_bytes=2**20, max_pixels=4_000_000), codec_threads=2, fetch_timeout=1
-        ),
-        ServerOptions(header_seconds=0.3, linger_seconds=0.3, stall_seconds=0.2),
+        ApiOptions(body_seconds=0.3), server=ServerOptions(header_seconds=0.3, linger_seconds=0.3)
     ) as running:
         yield running
 

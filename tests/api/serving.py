@@ -99,8 +99,8 @@ class Probe:
     def __call__(self) -> Health:
         return self.health
 
-    def say(self, state: str, detail: str = "") -> None:
-        self.health = replace(self.health, state=state, detail=detail)
+    def say(self, state: str, detail: str = "", retry_after: float | None = 5.0) -> None:
+        self.health = replace(self.health, state=state, detail=detail, retry_after=retry_after)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import logging
 import socket
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from PIL import Image as Pillow
 
 from api.budget import Lease
 from api.intake import ImageIntake, IntakeOptions
-from core.errors import CapacityError, ExecutionError, OutOfDeviceMemory, ServingError
+from core.errors import CapacityError, DeviceLost, ExecutionError, OutOfDeviceMemory, ServingError
 from tests.api.serving import Answer, Served, paint, png, serving, text
 
 WISHES = {"prompt": " Make it *pop* ", "image_base64": text(png()), "seed": 1234, "width": 96, "height": 64}
@@ -81,12 +80,20 @@ def test_work_is_accepted_while_the_model_loads(fresh: Served) -> None:
 
 def test_a_failed_model_says_how_to_mend_it(fresh: Served) -> None:
     """One sentence for a person, and no attempt."""
-    fresh.probe.say("failed", "there is no GPU here; set DEFAULT_MODEL=painter")
+    fresh.probe.say("failed", "there is no GPU here; set DEFAULT_MODEL=painter", retry_after=None)
     answer = fresh.client.run(WISHES)
     assert (answer.status, answer.json()["code"]) == (503, "not_ready")
     assert "DEFAULT_MODEL=painter" in answer.json()["detail"]
-    assert 1 <= int(answer.headers["retry-after"]) <= 120
     assert fresh.painter.entered.empty()
+    assert answer.headers["x-should-retry"] == "false"  # it takes a person
+    assert not {"retry-after"} & (answer.headers.keys() | fresh.client.get("/ready").headers.keys())
+
+
+def test_a_failure_that_may_pass_says_when_to_come_back(fresh: Served) -> None:
+    """The load is tried again after a while."""
+    fresh.probe.say("failed", "the download broke off", retry_after=17.2)
+    for answer in (fresh.client.run(WISHES), fresh.client.get("/ready")):
+        assert (answer.status, answer.headers["retry-after"]) == (503, "18")
 
 
 def test_a_draining_server_sends_callers_on(fresh: Served) -> None:
@@ -103,6 +110,12 @@ def test_a_draining_server_sends_callers_on(fresh: Served) -> None:
         (CapacityError("queue_full", "full", retry_after=7.5), 429, ("retry-after", "8")),
         (OutOfDeviceMemory(), 503, ("x-should-retry", "false")),
         (ExecutionError("deadline_exceeded", "late"), 504, ("x-should-retry", "false")),
+        (DeviceLost(), 503, ("retry-after", "5")),
+        (
+            CapacityError("not_ready", "no GPU", retry_after=9, retryable=False),
+            503,
+            ("x-should-retry", "false"),
+        ),
         (ExecutionError("pipeline_error", "broken"), 500, ("content-type", "application/json")),
     ],
 )
@@ -233,6 +246,14 @@ def test_probes_tell_the_state(
     assert (body["status"], body["gpu_available"], body["detail"]) == (state, True, "why")
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/live", "/ready", "/ping", "/docs", "/openapi.json"])
+def test_a_probe_may_ask_for_the_head_alone(path: str, served: Served) -> None:
+    """Some balancers and monitors do."""
+    head, full = served.client.request("HEAD", path), served.client.get(path)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == str(len(full.body))
+
+
 def test_an_unknown_path_and_a_wrong_method_answer_in_our_form(served: Served) -> None:
     """A client reads the same keys everywhere."""
     missing, wrong = served.client.get("/rum"), served.client.get("/run")
@@ -266,49 +287,34 @@ def test_the_documented_example_is_understood(served: Served) -> None:
 
 
 def test_health_answers_while_a_batch_runs(fresh: Served) -> None:
-    """In well under 100 ms."""
+    """The batch ends only after the answer, so it cannot have been waited for."""
     fresh.painter.shut()
     caller = threading.Thread(target=fresh.client.run, args=(WISHES,))
     caller.start()
     fresh.painter.entered.get(timeout=5)
-    start = time.perf_counter()
     assert fresh.client.get("/health").status == 200
-    elapsed = time.perf_counter() - start
     fresh.painter.open()
     caller.join(5)
-    assert elapsed < 0.1
-
-
-def slowest_probe_while_decoding(served: Served, files: list[bytes]) -> float:
-    done = threading.Event()
-    statuses: list[int] = []
-
-    def call(file: bytes) -> None:
-        statuses.append(served.client.run(WISHES | {"image_base64": text(file)}).status)
-        if len(statuses) == len(files):
-            done.set()
-
-    callers = [threading.Thread(target=call, args=(file,)) for file in files]
-    for caller in callers:
-        caller.start()
-    worst = 0.0
-    while not done.is_set():
-        start = time.perf_counter()
-        assert served.client.get("/health").status == 200
-        worst = max(worst, time.perf_counter() - start)
-    for caller in callers:
-        caller.join(10)
-    assert statuses == [200] * len(files)
-    return worst
 
 
 def test_health_answers_while_large_pictures_are_decoded(served: Served) -> None:
     """24 megapixels each, one of them with an alpha channel: no reader may keep the interpreter to itself.
-    One good round of three will do, since the rest of the machine has a say in each."""
+    Each takes far longer than a probe, so several are answered while they are worked on."""
     ramp = np.add.outer(np.arange(4000), np.arange(6000)).astype(np.uint8)
-    files = []
     for channels in (3, 4):
         out = io.BytesIO()
         Pillow.fromarray(np.dstack([ramp] * channels)).save(out, "PNG", compress_level=1)
-        files.append(out.getvalue())
-    assert any(slowest_probe_while_decoding(served, files) < 0.1 for _ in range(3))
+        answers: list[Answer] = []
+
+        def call(file: str, answers: list[Answer]) -> None:
+            answers.append(served.client.run(WISHES | {"image_base64": file}))
+
+        caller = threading.Thread(target=call, args=(text(out.getvalue()), answers))
+        caller.start()
+        probes = 0
+        while not answers:
+            assert served.client.get("/health").status == 200
+            probes += 1
+        caller.join(10)
+        assert answers[0].status == 200
+        assert probes >= 5

@@ -12,11 +12,14 @@ from contextlib import suppress
 
 import pytest
 
+from api.app import ApiOptions
 from api.intake import IntakeOptions
 from api.server import ServerOptions
 from tests.api.serving import INSIDE, Served, png, serving, text
 
 PICTURE = text(png())
+BODY = json.dumps({"input": {"prompt": "p", "image_base64": PICTURE}}).encode()
+MEBIBYTE = 2**20
 
 
 def receive_all(connection: socket.socket) -> bytes:
@@ -168,20 +171,17 @@ def drip(connection: socket.socket, data: bytes, stop: threading.Event) -> None:
         pytest.param(b"", b"", [], id="silence"),
     ],
 )
-def test_a_slow_caller_is_dropped(start: bytes, rest: bytes, expected: list[int], guarded: Served) -> None:
+def test_a_slow_caller_is_dropped(start: bytes, rest: bytes, expected: list[int], impatient: Served) -> None:
     """At the limit (30 s outside this test), however alive it keeps looking."""
     stop = threading.Event()
-    begin = time.monotonic()
-    with guarded.client.socket() as connection:
+    with impatient.client.socket() as connection:
         connection.sendall(start)
         sender = threading.Thread(target=drip, args=(connection, rest, stop))
         sender.start()
-        received = receive_all(connection)
-        elapsed = time.monotonic() - begin
+        received = receive_all(connection)  # ends when the server has had enough; the test would in 20 s
         stop.set()
         sender.join(5)
     assert statuses(received) == expected
-    assert elapsed < 5
 
 
 def test_a_caller_who_never_reads_is_dropped() -> None:
@@ -211,7 +211,49 @@ def test_headers_without_end_are_cut_off(guarded: Served) -> None:
         with suppress(ConnectionError):
             while True:
                 connection.sendall(b"X-Filler: " + b"a" * 8000 + b"\r\n")
-        assert statuses(receive_all(connection)) == []
+        assert 200 not in statuses(receive_all(connection))
+
+
+@pytest.mark.parametrize("name", [b"X-Filler: ", b"X" * 70_000 + b": "])
+def test_headers_over_the_limit_are_refused_though_they_come_at_once(name: bytes, guarded: Served) -> None:
+    """One read takes up to 256 KB, so that nothing is left to wait for when they are counted."""
+    request = b"GET /live HTTP/1.1\r\nHost: x\r\n" + (name + b"a" * 7000 + b"\r\n") * 12
+    with guarded.client.socket() as connection:
+        connection.sendall(request + b"Connection: close\r\n\r\n")
+        assert 200 not in statuses(receive_all(connection))
+    with guarded.client.socket() as connection:
+        connection.sendall(b"GET /live?" + b"a" * 70_000 + b" HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert 200 not in statuses(receive_all(connection))
+    with guarded.client.socket() as connection:  # the control
+        small = b"GET /live HTTP/1.1\r\nX: " + b"a" * 50_000 + b"\r\nConnection: close\r\n\r\n"
+        connection.sendall(small)
+        assert statuses(receive_all(connection)) == [200]
+
+
+def test_idle_uploads_keep_nobody_out() -> None:
+    """Each declares half of what may be held and sends one byte."""
+    with serving(images=IntakeOptions(held_bytes=8 * MEBIBYTE)) as running:
+        idle = [running.client.socket() for _ in range(10)]
+        for connection in idle:
+            connection.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 4194304\r\n\r\n{")
+        assert running.client.request("POST", "/run", BODY).status == 200
+        for connection in idle:
+            connection.close()
+
+
+def test_an_upload_that_stands_still_is_given_up_and_a_slow_one_is_not() -> None:
+    """A telephone's is slow; what counts is whether anything comes."""
+    with serving(ApiOptions(body_stall_seconds=1)) as running:
+        body = BODY
+        opening = b"POST /run HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
+            body
+        )
+        with running.client.socket() as still, running.client.socket() as slow:
+            still.sendall(opening + body[:100])
+            slow.sendall(opening + body[:-100])
+            drip(slow, body[-100:], threading.Event())  # two seconds
+            assert statuses(receive_all(slow)) == [200]
+            assert statuses(receive_all(still)) == [408]
 
 
 def test_connections_over_the_limit_are_told_at_once() -> None:
@@ -237,26 +279,21 @@ def test_slow_and_broken_callers_stall_nobody() -> None:
                 b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{" if at % 2 else b"GET /li"
             )
             connection.sendall(opening)
-        for _ in range(5):
-            start = time.perf_counter()
+        for _ in range(5):  # each within the client's own 20 s, while the hanging ones have 30
             assert running.client.run({"prompt": "p", "image_base64": PICTURE}).status == 200
-            assert time.perf_counter() - start < 1
         for connection in hanging:
             connection.close()
 
 
-def test_overload_is_refused_fast_and_before_the_body() -> None:
+def test_overload_is_refused_before_the_body() -> None:
     """What is held already is the limit; the refused body is never read."""
     with serving(images=IntakeOptions(held_bytes=100_000)) as running, running.client.socket() as holding:
         holding.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n{")
         deadline = time.monotonic() + 5
         while running.client.request("POST", "/run", b" " * 20_000).status != 429:
             assert time.monotonic() < deadline
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            answer = running.client.request("POST", "/run", b" " * 20_000)
-            seconds.append(time.perf_counter() - start)
-            assert answer.status == 429
-            assert answer.headers["retry-after"] == "1"
-        assert min(seconds) < 0.05
+        with running.client.socket() as refused:  # its body never comes, and the answer does
+            refused.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n")
+            answer = refused.recv(4096)
+    assert statuses(answer) == [429]
+    assert b"retry-after: 1" in answer.lower()

@@ -278,3 +278,38 @@ def test_errors_are_request_errors(remote: Remote) -> None:
     error = refused(guarded(remote), remote.url("/"))
     assert isinstance(error, RequestError)
     assert error.code == "image_fetch_failed"
+
+
+def test_too_many_downloads_at_once_are_refused() -> None:
+    """Each may take its full timeout: names that nobody answers for must not pile up. A place is free
+    again once its download has ended."""
+
+    class Waiting:
+        def __init__(self) -> None:
+            self.gate = asyncio.Event()
+
+        async def __call__(self, host: str, port: int) -> Sequence[str]:
+            await self.gate.wait()
+            raise OSError
+
+    async def crowd() -> list[str]:
+        waiting = Waiting()
+        fetcher = guarded(max_fetches=2, resolve=waiting)
+        codes = []
+
+        async def once() -> None:
+            with ByteBudget(100).lease() as lease:
+                try:
+                    await fetcher("http://a.example/", lease)
+                except ServingError as error:
+                    codes.append(error.code)
+
+        first = [asyncio.ensure_future(once()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await once()
+        waiting.gate.set()
+        await asyncio.gather(*first)
+        await once()
+        return codes
+
+    assert asyncio.run(crowd()) == ["queue_full", *["image_fetch_failed"] * 3]

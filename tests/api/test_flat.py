@@ -226,10 +226,16 @@ def test_an_envelope_that_is_none_is_refused(body: object) -> None:
         unwrap(body)
 
 
-def test_what_runpods_api_defines_beside_input_is_ignored() -> None:
-    """Clients of a hosted endpoint send these whether they are of use here or not."""
-    body = {"input": {"prompt": "p"}, "webhook": "https://x", "policy": {}, "s3Config": {}, "id": "1"}
-    assert unwrap(body) == {"prompt": "p"}
+@pytest.mark.parametrize(
+    ("name", "value"), [("webhook", "https://x"), ("policy", {"ttl": 5}), ("s3Config", {"accessId": "x"})]
+)
+def test_what_only_runpods_queue_can_do_is_refused(name: str, value: object) -> None:
+    """Taken with 200 and left undone, the caller would wait for its webhook for ever."""
+    with pytest.raises(RequestError) as caught:
+        unwrap({"input": {"prompt": "p"}, name: value})
+    assert (caught.value.code, caught.value.param) == ("unknown_field", name)
+    assert "at once" in caught.value.message
+    assert unwrap({"input": {"prompt": "p"}, name: None, "id": "1"}) == {"prompt": "p"}
 
 
 def test_without_http_a_missing_prompt_has_a_stand_in() -> None:
@@ -304,4 +310,6 @@ def test_errors_have_the_shape_that_the_first_clients_read() -> None:
     status, body = refuse(ExecutionError("pipeline_error", "m"), request_id="r", gpu_available=True)
     assert status == 500
     assert body["detail"]["error"] == body["error"] == "m"
-    assert set(body["detail"]["gpu_info"]) == {"device_count", "gpu", "bf16_supported"}
+    assert body["detail"]["gpu_info"] == {"device_count": 1}  # and no null for a GPU that is there
+    _, body = refuse(ExecutionError("pipeline_error", "m"), request_id="r", gpu_available=None)
+    assert body["detail"]["gpu_info"] == {}

