@@ -57,7 +57,8 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
             gpu_available=bool(loaded.gpu_available),
             lightning_enabled=loaded.lightning_enabled,
             counts=stats.counts,
-            caches={name: dict(counts) for name, counts in loaded.caches.items()},
+            caches=loaded.caches,
+            retry_after=loaded.retry_after,
         )
 
     policy, pictures = BatchPolicy(**config.batching), modes.intake_options(config)
@@ -70,8 +71,7 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
             mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm)
         else:
             mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
-        stats = mux.stats()
-        log.info("ended with %s; rows in a step: %s", stats.counts, stats.batch_sizes)
+        log.info("ended with %s", mux.stats())
     gc.freeze()  # or the interpreter takes torch's objects apart one by one, for over a second, to leave
     return 1 if fatal else 0
 

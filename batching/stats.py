@@ -29,6 +29,9 @@ class MuxStats:
         """accepted = succeeded + failed + cancelled + expired + queued + running"""
         return self.accepted == sum(self.jobs.values())
 
+    def __str__(self) -> str:
+        return f"{self.counts}; rows in a step: {self.batch_sizes}"
+
     @property
     def counts(self) -> dict[str, int]:
         return {"accepted": self.accepted, **{str(state): count for state, count in self.jobs.items()}}

@@ -61,6 +61,7 @@ class ModelStatus:
     """``state`` is idle | loading | ready | failed; ``detail`` is a sentence for a person.
 
     gpu_available is None until something asked the device.
+    retry_after: seconds after which a failure may be over; None when only a person can mend it.
     """
 
     state: str = "idle"
@@ -68,6 +69,7 @@ class ModelStatus:
     gpu_available: bool | None = None
     lightning_enabled: bool = False
     caches: dict[str, dict[str, int]] = field(default_factory=dict)
+    retry_after: float | None = FIRST_RETRY
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +135,13 @@ class ModelManager:
         """
         status = self._status
         failure = self._failures.get(self._catalog.default.name)
-        if status.state == "failed" and (
-            failure is None or (failure.error.retryable and self._clock() >= failure.retry_at)
-        ):
-            status = replace(status, state="idle")
+        if status.state == "failed":
+            if failure is not None and not failure.error.retryable:
+                status = replace(status, retry_after=None)
+            elif failure is None or self._clock() >= failure.retry_at:
+                status = replace(status, state="idle")
+            else:
+                status = replace(status, retry_after=failure.retry_at - self._clock())
         return replace(status, caches={name: dict(counts) for name, counts in status.caches.items()})
 
     def _load(self, spec: PipelineSpec) -> LoadedPipeline:

@@ -193,8 +193,9 @@ def test_a_failure_that_may_mend_itself_lets_work_in_again(tmp_path: Path) -> No
     models = manager(row, clock=clock)
     with pytest.raises(CapacityError):
         models.acquire("one")
-    assert models.status().state == "failed"
-    clock.now += 5
+    clock.now += 2
+    assert (models.status().state, models.status().retry_after) == ("failed", 3)
+    clock.now += 3
     assert models.status().state == "idle"
     weights.touch()
     models.acquire("one")
@@ -208,7 +209,7 @@ def test_a_fault_that_cannot_mend_itself_stands() -> None:
     with pytest.raises(CapacityError):
         models.acquire("one")
     clock.now += 3600
-    assert models.status().state == "failed"
+    assert (models.status().state, models.status().retry_after) == ("failed", None)
 
 
 def test_another_models_failure_is_not_the_services() -> None:
