@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
             return preflight.report(config, rows.default)
         served = config.standalone_mode or settings.on_runpod() or command.for_sdk
-        job = local.job_for(command.test_input, needed=not served)
+        job = local.job_for(command.test_input, config.output_dir, needed=not served)
     except (settings.BadSettings, local.BadTestInput, ServingError) as error:
         return modes.cannot_start(error, serving=command.serving)
     logging.basicConfig(level=config.log_level, format="%(levelname)-7s| %(name)s | %(message)s")

@@ -146,8 +146,8 @@ class Settings(BaseSettings):
     runpod_log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
         "INFO", description="least severe log line of the RunPod SDK; DEBUG prints every result in full"
     )
-    output_dir: UserPath | None = Field(
-        None, description="folder in which --test_input saves before and after pictures (default: out)"
+    output_dir: UserPath = Field(
+        Path("out"), description="folder in which --test_input saves before and after pictures"
     )
     max_output_mb: float = Field(
         18,

@@ -1,6 +1,7 @@
 """``--test_input``: one job on this machine, its pictures saved before and after."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +21,21 @@ class BadTestInput(Exception):
     """A sentence for the person who typed the command."""
 
 
-def job_for(argument: str | None, *, needed: bool) -> dict[str, Any] | None:
-    """What ``--test_input`` names; without it the default job where one is needed, else none."""
-    return job_of(argument or DEFAULT_INPUT) if argument or needed else None
+def job_for(argument: str | None, folder: Path, *, needed: bool) -> dict[str, Any] | None:
+    """What ``--test_input`` names; without it the default job where one is needed, else none.
+
+    folder: where its pictures will go. Raises ``BadTestInput``, also when nothing can be put there.
+    """
+    if not (argument or needed):
+        return None
+    job = job_of(argument or DEFAULT_INPUT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadTestInput(f"OUTPUT_DIR: {folder} cannot be written to ({error.strerror})") from None
+    return job
 
 
 def job_of(argument: str) -> dict[str, Any]:
@@ -57,7 +70,6 @@ class Recorder:
     async def __call__(
         self, request: InferenceRequest, on_progress: OnProgress | None = None
     ) -> InferenceResult:
-        self._folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(request.images, 1):
             suffix = "" if number == 1 else f"-{number}"
             await self._save(f"before{suffix}.png", image, image.size)

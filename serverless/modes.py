@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,8 +67,8 @@ class Modes:
 
     def run_once(self, job: dict[str, Any]) -> None:
         """One job here, its pictures saved. Raises ``SystemExit`` with 0, or 1 when it failed."""
-        folder = self.settings.output_dir or Path("out")
-        handle = self._handler(Recorder(self.submit, self.intake.encode, self.catalog, folder), _show)
+        recorder = Recorder(self.submit, self.intake.encode, self.catalog, self.settings.output_dir)
+        handle = self._handler(recorder, _show)
 
         async def handle_and_shorten(job: dict[str, Any]) -> dict[str, Any]:
             return printable(await handle(job))

@@ -29,9 +29,9 @@ def test_the_default_job_is_run_only_where_nothing_else_is_served(
     """``python handler.py`` on a laptop edits the photograph; on RunPod it must not."""
     monkeypatch.chdir(tmp_path)
     Path("test_input.json").write_text(json.dumps(job("a")))
-    assert job_for(None, needed=True) == job("a")
-    assert job_for(None, needed=False) is None
-    assert job_for(json.dumps(job("b")), needed=False) == job("b")
+    assert job_for(None, tmp_path, needed=True) == job("a")
+    assert job_for(None, tmp_path, needed=False) is None
+    assert job_for(json.dumps(job("b")), tmp_path, needed=False) == job("b")
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,17 @@ def test_pictures_are_saved_before_and_after(tmp_path: Path, capsys: pytest.Capt
     async def main() -> InferenceRequest:
         with ImageIntake(IntakeOptions()) as intake:
             asked = await dialect(intake).parse(job("a", width=50, height=40)["input"], id="a")
-            await Recorder(submit, intake.encode, CATALOG, tmp_path / "out")(asked.request)
+            await Recorder(submit, intake.encode, CATALOG, tmp_path)(asked.request)
             return asked.request
 
     request = asyncio.run(main())
-    with Pillow.open(tmp_path / "out/before.png") as before:
+    with Pillow.open(tmp_path / "before.png") as before:
         assert (before.size, before.getpixel((0, 0))) == ((64, 48), (10, 120, 200))
-    with Pillow.open(tmp_path / "out/after.png") as after:
+    with Pillow.open(tmp_path / "after.png") as after:
         assert (after.size, after.getpixel((0, 0))) == ((50, 40), colour("paint", request.seed, 4))
     printed = capsys.readouterr().out
-    assert str(tmp_path / "out/before.png") in printed
-    assert str(tmp_path / "out/after.png") in printed
+    assert str(tmp_path / "before.png") in printed
+    assert str(tmp_path / "after.png") in printed
     assert "weights of painting are random" in printed, "nobody may take the picture for an edit"
 
 
@@ -85,3 +85,10 @@ def test_the_printed_answer_holds_no_picture() -> None:
     """The SDK prints the result: kilobytes of base64 would hide the lines that matter."""
     assert printable({"image": "abcd", "seed": 1}) == {"image": "(4 characters of base64)", "seed": 1}
     assert printable({"error": "no"}) == {"error": "no"}
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Else the sentence would come after minutes of loading, and not at all."""
+    (tmp_path / "file").touch()
+    with pytest.raises(BadTestInput, match=r"^OUTPUT_DIR: "):
+        job_for(json.dumps(job("b")), tmp_path / "file" / "out", needed=True)
