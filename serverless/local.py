@@ -70,6 +70,7 @@ class Recorder:
     async def __call__(
         self, request: InferenceRequest, on_progress: OnProgress | None = None
     ) -> InferenceResult:
+        self._folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(request.images, 1):
             suffix = "" if number == 1 else f"-{number}"
             await self._save(f"before{suffix}.png", image, image.size)
