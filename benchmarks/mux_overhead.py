@@ -54,7 +54,7 @@ class FreePipeline:
 
 def picture_of(id: str, width: int, height: int) -> Image:
     size = width * height * 3
-    return Image(pixels=id.encode().ljust(size)[:size], width=width, height=height)
+    return Image(pixels=id.encode().ljust(size)[:size], width=width, height=height, digest=id)
 
 
 def make_request(id: str, key: int) -> InferenceRequest:
