@@ -1,0 +1,1 @@
+"""One command each, printing a table and failing when a target is missed."""

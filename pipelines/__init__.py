@@ -1,0 +1,1 @@
+"""Model families behind one protocol, and what keeps them loaded. Knows nothing of batching or HTTP."""

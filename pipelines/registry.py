@@ -1,0 +1,88 @@
+"""The models this worker knows, as rows of facts. Importing it loads no model library."""
+
+from dataclasses import replace
+
+from core.pipeline import Catalog, PipelineSpec
+
+_EDIT = "pipelines.qwen_image:load_edit"
+_EDIT_PLUS = "pipelines.qwen_image:load_edit_plus"
+
+# Steps, guidance and the negative prompt " " are those of the model cards. The weights are the same in
+# size for every variant: 20.4 B parameters of transformer and 8.3 B of text encoder, in bf16.
+_QWEN = PipelineSpec(name="", factory=_EDIT_PLUS, source="", vram_gb=60.0, licence="Apache-2.0")
+
+SPECS: tuple[PipelineSpec, ...] = (
+    # The first release sees one image, shown to the text encoder at the size it has as a reference.
+    replace(
+        _QWEN,
+        name="qwen-image-edit",
+        factory=_EDIT,
+        source="Qwen/Qwen-Image-Edit",
+        aliases=("Qwen/Qwen-Image-Edit",),
+        steps=50,
+        condition_area=1024 * 1024,
+        max_images=1,
+    ),
+    replace(
+        _QWEN,
+        name="qwen-image-edit-2509",
+        source="Qwen/Qwen-Image-Edit-2509",
+        aliases=("Qwen/Qwen-Image-Edit-2509",),
+    ),
+    replace(
+        _QWEN,
+        name="qwen-image-edit-2511",
+        source="Qwen/Qwen-Image-Edit-2511",
+        aliases=("Qwen/Qwen-Image-Edit-2511",),
+    ),
+    replace(
+        _QWEN,
+        name="firered-image-edit-1.0",
+        source="FireRedTeam/FireRed-Image-Edit-1.0",
+        aliases=("FireRedTeam/FireRed-Image-Edit-1.0",),
+    ),
+    replace(
+        _QWEN,
+        name="firered-image-edit-1.1",
+        source="FireRedTeam/FireRed-Image-Edit-1.1",
+        aliases=("FireRedTeam/FireRed-Image-Edit-1.1",),
+    ),
+    # The same architecture with random weights, small enough for a CPU: its pictures mean nothing.
+    PipelineSpec(
+        name="pocket-edit",
+        factory=_EDIT_PLUS,
+        source="builtin:pocket-edit",
+        steps=8,
+        cfg=1.0,
+        output_area=256 * 256,
+        reference_area=128 * 128,
+        condition_area=128 * 128,
+        max_side=512,
+        max_prompt_chars=1000,
+        needs_gpu=False,
+        licence="MIT",
+    ),
+)
+
+
+def catalog(
+    default: str,
+    *,
+    reference_area: int | None = None,
+    condition_area: int | None = None,
+    steps: int | None = None,
+    cfg: float | None = None,
+) -> Catalog:
+    """All rows, with the operator's wishes in place of the rows' own figures; None keeps those.
+
+    reference_area, condition_area: pixels. steps: 1 to the row's ``max_steps``. cfg: >= 0.
+    Raises ``RequestError`` ``model_not_found`` when no row is called ``default``.
+    """
+    wishes = {
+        "reference_area": reference_area,
+        "condition_area": condition_area,
+        "steps": steps,
+        "cfg": cfg,
+    }
+    given = {name: value for name, value in wishes.items() if value is not None}
+    return Catalog([replace(spec, **given) for spec in SPECS], default)  # type: ignore[arg-type]
