@@ -42,6 +42,7 @@ class StillAutoencoder(torch.nn.Module):
                 module.__class__ = _StillNorm
         for name, weight in self.model.named_parameters():
             weight.requires_grad_("time_conv" not in name)  # never met by a single frame
+        _start(self.model)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """The posterior's mean [n, 16, height / 8, width / 8], not normalised."""
@@ -55,6 +56,35 @@ class StillAutoencoder(torch.nn.Module):
         frames = self.model.post_quant_conv(latents.unsqueeze(2))
         pictures: Tensor = self.model.decoder(frames).squeeze(2)
         return pictures
+
+
+def _start(model: AutoencoderKLQwenImage) -> None:
+    """Begin as a nearly linear map that keeps what it can of its input.
+
+    The library's own start shrinks the signal layer by layer, and colour is then not learned for long:
+    every path outside the residual branches is made semi-orthogonal, and the branches begin small.
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.ndim >= 4 and not name.endswith("gamma"):
+                taps = weight.shape[-1]
+                if ".conv2." in name or ".proj." in name:
+                    weight.mul_(0.3)
+                elif ".conv1." in name or ".to_qkv." in name:
+                    torch.nn.init.kaiming_normal_(weight)
+                elif "downsampler.resample" in name or "conv_in" in name:
+                    # Every input pixel is met once: the 2x2 taps of a stride of 2.
+                    inner = torch.empty(weight.shape[0], weight.shape[1] * 4)
+                    torch.nn.init.orthogonal_(inner)
+                    weight.mul_(0.2)
+                    weight[..., :2, :2] += inner.view(weight.shape[:-2] + (2, 2))
+                else:
+                    middle = torch.empty(weight.shape[0], weight.shape[1])
+                    torch.nn.init.orthogonal_(middle)
+                    weight.mul_(0.3)
+                    weight[..., taps // 2, taps // 2] += middle.view(weight.shape[:-2])
 
 
 def whole(weights: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ def build(parent: Path) -> Path:
 
 def _write(folder: Path) -> None:
     tokenizer = build_tokenizer()
-    text_encoder = Qwen2_5_VLForConditionalGeneration(_text_encoder_config(tokenizer))
+    text_encoder = Qwen2_5_VLForConditionalGeneration(text_encoder_config(tokenizer))
     transformer = QwenImageTransformer2DModel(**architecture.TRANSFORMER)
     vae = AutoencoderKLQwenImage(**architecture.VAE)
     for name, model in (("text_encoder", text_encoder), ("transformer", transformer), ("vae", vae)):
@@ -95,7 +95,7 @@ def _write(folder: Path) -> None:
     folder.chmod(0o755)
 
 
-def _text_encoder_config(tokenizer: Any) -> Qwen2_5_VLConfig:
+def text_encoder_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     ids = dict(zip(CONTROL_TOKENS, tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)), strict=True))
     return Qwen2_5_VLConfig(
         text_config={
@@ -113,15 +113,15 @@ def _text_encoder_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     )
 
 
-def redraw(model: torch.nn.Module) -> None:
-    """Fresh bf16 weights at unit gain, each tensor from a seed of its own name.
+def redraw(model: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Fresh weights at unit gain, each tensor from a seed of its own name.
 
     The libraries' own initialisation (deviation .02, zeroed outputs) gives near-constant pictures, on
     which a comparison of two implementations could not fail.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.data = weight.data.bfloat16()
+            weight.data = weight.data.to(dtype)
             gain = next((value for end, value in _GAINS.items() if name.endswith(end)), 1.0)
             if name.endswith("bias"):
                 weight.zero_()

@@ -35,6 +35,32 @@ _WORDS = (
     "green yellow black white sky more dramatic night day winter summer sunset snow rain photo painting "
     "drawing sketch style person face cat dog house car tree bright dark blurry low quality"
 )
+# Words that people use for edits: single tokens, alone and at the start of a text.
+_EDIT_WORDS = (
+    "please can you could i want to i'd like now just hey for me thanks would let's it this the image "
+    "picture photo everything hello there what is who are nothing do leave as keep same don't change "
+    "anything no changes unchanged return how nice thank see where was taken ok tell a joke quick brown "
+    "fox jumps over lazy dog lorem ipsum dolor sit amet yes test asdf make better improve surprise cat "
+    "of on beach 42 add remove replace put find delete paint open describe explain count move turn give "
+    "show draw write sing cook buy about translate rotate crop sky person car two trees hat man text "
+    "snow red black white horse her face background sunglasses house weather tomorrow poem my homework "
+    "price gold green apple blue chair flowers bridge left tree dinner smile window song sea capital "
+    "france bird rain lights door nose old bike table shirt mountain boat wall warm soup cold drink "
+    "right shoe mirror pencil desk dark knight bright idea frame and into convert grayscale greyscale "
+    "monochrome colours from all colors color take colour out desaturate gray grey drain b&w version "
+    "look get rid use only shades colorless sketch drawing with line art outlines hand drawn sketched "
+    "trace edges outline style warmer up tones warmth tint tone light more orange shift raise "
+    "temperature cooler cool down colder bluer lower invert negative reverse swap flip opposite inverted "
+    "film each by its horizontally in mirrored sideways sides reflect blur blurry blurred softer soften "
+    "focus apply soft smooth gaussian defocus less sharp sharpness hazy brighter brighten lighter "
+    "lighten brightness increase exposure darker darken reduce decrease dim dimmer away some contrast "
+    "contrasty boost stronger higher high punchier enhance darks pixelate pixelated pixels pixel blocky "
+    "big mosaic an video game square blocks squares 8-bit censor sepia vintage age antique photos aged "
+    "hundred years night day time scene at midnight set moonlit moonlight after happen border around "
+    "surround edge borders thick blend these images both pictures mix merge combine one them together "
+    "overlay average other fade double slightly bit little somewhat touch much lot strongly very far way "
+    "really shot mood effect filter sepia-toned toned photograph whole swapped masterpiece"
+)
 _LINE_STARTS = ("Describe", "user", "assistant")  # no space before them, so other tokens
 
 
@@ -48,7 +74,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    learner.train_from_iterator([_WORDS, *_LINE_STARTS], trainer)
+    learner.train_from_iterator([_WORDS, *_LINE_STARTS, f" {_EDIT_WORDS}", *_EDIT_WORDS.split()], trainer)
     learned = json.loads(learner.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=learned["vocab"],
