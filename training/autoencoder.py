@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training import architecture
+from pipelines.pocket import architecture
 from training.operations import OPERATIONS
 from training.pictures import PictureSource, held_out
 from training.run import Run, psnr

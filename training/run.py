@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 FOLDER = Path("out/training")
 _SAVE_EVERY = 250
+_MUON = 1.7  # its rate over AdamW's
 
 
 class Run:
@@ -21,6 +22,7 @@ class Run:
 
     State lies under ``out/training/NAME``: ``state.pt`` to resume from, ``log.jsonl`` with the curve.
     average: decay of the running average of the weights, which is what is evaluated and kept.
+    matrices: weights that Muon moves, at AdamW's scale; AdamW moves the others.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class Run:
         steps: int,
         rate: float,
         average: float = 0.998,
-        slow: Iterable[torch.nn.Parameter] = (),
+        matrices: Iterable[torch.nn.Parameter] = (),
     ) -> None:
         self._folder = FOLDER / name
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -40,19 +42,28 @@ class Run:
         self._rate = rate
         self._average = average
         self._weights = [p for p in model.parameters() if p.requires_grad]
-        self._optimiser = torch.optim.AdamW(
-            [
-                {"params": [p for p in self._weights if p.ndim > 1], "weight_decay": 0.01},
-                {"params": [p for p in self._weights if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=rate,
-            betas=(0.9, 0.98),
-        )
+        chosen = list(matrices)
+        others = [p for p in self._weights if all(p is not matrix for matrix in chosen)]
+        self._optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [
+                    {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.01},
+                    {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+                ],
+                lr=rate,
+                betas=(0.9, 0.98),
+            )
+        ]
+        if chosen:
+            self._optimisers.append(
+                torch.optim.Muon(chosen, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+            )
         self._mean = [p.detach().clone() for p in self._weights]
         self._step = 0
         self._losses: list[float] = []
         self._started = time.monotonic()
         self._resume()
+        self.first = self._step
 
     @staticmethod
     def weights(name: str) -> dict[str, Tensor]:
@@ -81,12 +92,15 @@ class Run:
 
     def learn(self, loss: Tensor) -> None:
         rate = self._rate * min(1.0, (self._step + 1) / 100) * (0.01 + 0.99 * _cosine(self.progress))
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        self._optimiser.zero_grad(set_to_none=True)
+        for optimiser in self._optimisers:
+            faster = _MUON if isinstance(optimiser, torch.optim.Muon) else 1.0
+            for group in optimiser.param_groups:
+                group["lr"] = rate * faster
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
-        self._optimiser.step()
+        for optimiser in self._optimisers:
+            optimiser.step()
         decay = min(self._average, (1 + self._step) / (10 + self._step))
         torch._foreach_lerp_(self._mean, [p.detach() for p in self._weights], 1 - decay)
         self._losses.append(float(loss.detach()))
@@ -119,7 +133,7 @@ class Run:
         state = {
             "step": self._step,
             "model": self._model.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
             "mean": self._mean,
         }
         unfinished = self._folder / "state.tmp"
@@ -135,7 +149,8 @@ class Run:
             return
         state = torch.load(path, weights_only=True)
         self._model.load_state_dict(state["model"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self._mean = state["mean"]
         self._step = state["step"]
 

@@ -62,8 +62,8 @@ class TextReader(torch.nn.Module):
 
 
 def draw_wish(draw: random.Random) -> Wish:
-    """Each edit as often as another; unknown text four times as often."""
-    operation = draw.choice((*CLASSES, *["unchanged"] * 3))
+    """Each edit as often as another; unknown text three times as often."""
+    operation = draw.choice((*CLASSES, "unchanged", "unchanged"))
     strength = draw.choice((0.5, 1.0, 1.0, 1.5)) if has_strength(operation) else 1.0
     return say(operation, strength, draw)
 
@@ -79,8 +79,8 @@ def thumbnails(source: PictureSource, step: int, draw: random.Random, count: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

@@ -160,6 +160,60 @@ _PHRASES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+# What the result is called: {a} an adjective, {n} a noun phrase.
+_LOOK_FRAMES = (
+    "{a}", "{a}, please", "I want it {a}", "I need {x} {a}", "{x} should be {a}", "I'd prefer it {a}", "can you get {x} {a}",
+    "I want to see {x} {a}", "{x} but {a}", "a {a} version of {x}", "the same picture but {a}", "I want a {a} picture", "{a} image",
+    "{a} photo", "it has to be {a}", "it must look {a}",
+)  # fmt: skip
+_NOUN_FRAMES = (
+    "{n}", "{n}, thanks", "I want {n}", "give me {n}", "can I get {n}", "{x} with {n}", "I need {n}", "I'd like {n}", "show me {n}",
+    "let me see {n}", "make {n}", "apply {n}", "it wants {n}", "try {n}", "how about {n}", "{n} would be nice",
+)  # fmt: skip
+_LOOKS: dict[str, tuple[str, ...]] = {
+    "black and white": ("black and white", "grayscale", "greyscale", "monochrome", "desaturated", "colorless", "gray"),
+    "sketch": ("sketched", "hand drawn", "drawn in pencil", "pencil drawn"),
+    "warmer": ("{s} warmer", "{s} warmer in tone", "{s} more orange", "warm"),
+    "cooler": ("{s} cooler", "{s} colder", "{s} bluer", "cold", "{s} cooler in tone"),
+    "invert": ("inverted", "negative", "reversed in colour", "color inverted"),
+    "flip": ("mirrored", "flipped", "flipped horizontally", "reflected", "flipped left to right"),
+    "blur": ("{s} blurred", "{s} blurry", "{s} softer", "{s} out of focus", "defocused", "hazy"),
+    "brighter": ("{s} brighter", "{s} lighter", "bright", "{s} brightened", "light"),
+    "darker": ("{s} darker", "{s} dimmer", "dark", "{s} darkened", "dim"),
+    "contrast": ("{s} more contrasty", "{s} higher in contrast", "high contrast", "{s} punchier"),
+    "pixelate": ("pixelated", "blocky", "8-bit", "made of big squares"),
+    "sepia": ("sepia", "vintage", "antique", "aged", "sepia toned", "old and brown"),
+    "night": ("at night", "moonlit", "nightly", "after dark", "by night"),
+    **{f"{c} border": (f"framed in {c}", f"surrounded with {c}", f"{c} framed") for c in ("red", "blue", "green", "white", "black")},
+    BLEND: ("blended", "mixed", "merged together", "combined into one"),
+}  # fmt: skip
+_NOUNS: dict[str, tuple[str, ...]] = {
+    "black and white": ("a black and white version", "no colour", "shades of grey", "a grayscale photo", "monochrome"),
+    "sketch": ("a sketch", "a pencil drawing", "line art", "a line drawing", "outlines only", "a pencil sketch of it"),
+    "warmer": ("{s} warmer colours", "{s} more warmth", "{s} warmer light", "a warm tone", "warm colors", "{s} warmer tones"),
+    "cooler": ("{s} cooler colours", "{s} more blue", "{s} colder light", "a cold tone", "cold colors", "{s} cooler tones"),
+    "invert": ("a negative", "inverted colours", "the negative", "reversed colours", "opposite colors", "an inverted version"),
+    "flip": ("a mirror image", "the mirror image", "a horizontal flip", "a reflection", "left and right swapped", "a flip"),
+    "blur": ("{s} more blur", "a {s} blur", "soft focus", "a gaussian blur", "{s} less sharpness", "a blurred version"),
+    "brighter": ("{s} more light", "{s} more brightness", "a brighter version", "{s} brighter light", "more exposure"),
+    "darker": ("{s} less light", "{s} less brightness", "a darker version", "{s} darker light", "less exposure"),
+    "contrast": ("{s} more contrast", "{s} stronger contrast", "{s} higher contrast", "a contrast boost", "extra contrast"),
+    "pixelate": ("pixel art", "a mosaic", "big pixels", "big square blocks", "a pixel effect", "square pixels"),
+    "sepia": ("a sepia tone", "a vintage look", "an old photo look", "sepia", "a sepia photo", "an antique look"),
+    "night": ("a night scene", "moonlight", "a night look", "night time", "midnight", "darkness of night", "night"),
+    **{
+        f"{c} border": (f"a {c} border", f"a {c} frame", f"{c} borders", f"{c} edges", f"a thick {c} border", f"a frame in {c}")
+        for c in ("red", "blue", "green", "white", "black")
+    },
+    BLEND: ("a blend", "a mix of both", "one image of the two", "an overlay of both", "a double exposure", "both in one"),
+}  # fmt: skip
+
+_FILLERS = (
+    "I", "you", "this", "that", "the", "a", "whole", "photo", "picture", "image", "feel", "as", "like", "can", "have", "should", "be",
+    "want", "it", "is", "of", "in", "to", "with", "please", "now", "so", "and", "some", "my", "here", "look", "would", "for", "me",
+    "thing", "around", "all", "just", "make", "get", "version", "kind", "too", "needs", "really", "maybe", "one", "effect", "style",
+)  # fmt: skip
+
 _ADVERBS = {
     0.5: ("slightly", "a bit", "a little", "a little bit", "somewhat", "a touch"),
     1.5: ("much", "a lot", "strongly", "very", "far", "way", "really", "very much"),
@@ -189,29 +243,57 @@ _STRANGE = (
 def say(operation: str, strength: float, draw: random.Random) -> Wish:
     """A training text for an edit. strength: one of ``STRENGTHS``' values, where the edit has any."""
     if operation == UNCHANGED:
-        return Wish(_disturb(_strange(draw), draw), UNCHANGED)
-    phrases = _PHRASES[operation]
-    if strength != 1.0:
-        phrases = tuple(phrase for phrase in phrases if "{s}" in phrase)
-        if not phrases:
-            strength, phrases = 1.0, _PHRASES[operation]
+        text = _disturb(_strange(draw), draw)
+        while _plain(text) in _KEPT_APART:
+            text = _disturb(_strange(draw), draw)
+        return Wish(text, UNCHANGED)
+    if not has_strength(operation):
+        strength = 1.0
     adverb = draw.choice(_ADVERBS[strength]) if strength != 1.0 else ""
-    text = draw.choice(phrases).replace("{x}", draw.choice(_THING)).replace("{s}", adverb)
-    text = draw.choice(_FRAMES).format(" ".join(text.split()))
-    return Wish(_disturb(text, draw), operation, strength)
+    text = ""
+    while not text or _plain(text) in _KEPT_APART:
+        text = _frame(*draw.choices(_FORMS, (4, 2, 2))[0], operation, strength != 1.0, draw)
+        text = " ".join(text.replace("{x}", draw.choice(_THING)).replace("{s}", adverb).split())
+        text = _disturb(_surround(text, draw), draw)
+    return Wish(text, operation, strength)
 
 
 def has_strength(operation: str) -> bool:
     return any("{s}" in phrase for phrase in _PHRASES.get(operation, ()))
 
 
+def _frame(
+    frames: tuple[str, ...], forms: dict[str, tuple[str, ...]], operation: str, strong: bool, draw: random.Random
+) -> str:
+    phrases = [phrase for phrase in forms[operation] if not strong or "{s}" in phrase]
+    frame = draw.choice(frames)
+    for place in ("{}", "{a}", "{n}"):
+        frame = frame.replace(place, draw.choice(phrases))
+    return frame
+
+
+def _surround(text: str, draw: random.Random) -> str:
+    """Words that mean nothing here, so that the known frames are not learned by heart."""
+    if draw.random() < 0.35:
+        text = " ".join([*(draw.choice(_FILLERS) for _ in range(draw.randint(1, 4))), text])
+    if draw.random() < 0.25:
+        text = " ".join([text, *(draw.choice(_FILLERS) for _ in range(draw.randint(1, 3)))])
+    return text
+
+
+def _plain(text: str) -> str:
+    return text.lower().replace("colour", "color").rstrip(".!? ")
+
+
 def words() -> list[str]:
     """Every word of the grammar, once, in its order."""
-    texts = [*_FRAMES, *_THING, *_STRANGE, *_STRANGE_VERBS, *_STRANGE_NOUNS]
-    texts += [phrase for phrases in _PHRASES.values() for phrase in phrases]
+    texts = [*_FRAMES, *_LOOK_FRAMES, *_NOUN_FRAMES, *_THING, *_STRANGE, *_STRANGE_VERBS, *_STRANGE_NOUNS]
+    texts += [phrase for forms in (_PHRASES, _LOOKS, _NOUNS) for phrases in forms.values() for phrase in phrases]
     texts += [adverb for adverbs in _ADVERBS.values() for adverb in adverbs]
     texts += _EXTRA
-    spaced = " ".join(texts).replace("{}", " ").replace("{x}", " ").replace("{s}", " ")
+    spaced = " ".join(texts).replace("{}", " ")
+    for place in ("{x}", "{s}", "{a}", "{n}"):
+        spaced = spaced.replace(place, " ")
     return list(dict.fromkeys(spaced.split()))
 
 
@@ -227,7 +309,7 @@ def _strange(draw: random.Random) -> str:
         return draw.choice(_FRAMES).format(text)
     if kind < 0.9:
         pool = words()
-        return " ".join(draw.choice(pool) for _ in range(draw.randint(1, 6)))
+        return " ".join(draw.choice(pool) for _ in range(draw.randint(2, 6)))
     return "".join(draw.choice("abcdefghijklmnopqrstuvwxyz    ") for _ in range(draw.randint(3, 30))).strip() or "x"
 
 
@@ -265,3 +347,6 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     UNCHANGED: ("where is the train station?", "add a purple elephant", "qwertz uiop", "good morning everyone"),
     BLEND: ("a mix of the two", "both images blended into one", "I want them merged", "double exposure please"),
 }  # fmt: skip
+
+_KEPT_APART = frozenset(_plain(text) for texts in HELD_OUT.values() for text in texts)
+_FORMS = ((_FRAMES, _PHRASES), (_LOOK_FRAMES, _LOOKS), (_NOUN_FRAMES, _NOUNS))
