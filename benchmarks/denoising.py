@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def main() -> int:
             (f"1 guided, {spec.steps} steps", requests(spec, side, (spec.steps,), cfg=4.0), SINGLE_TARGET),
             (f"4 requests, steps {MIXED_STEPS}", requests(spec, side, MIXED_STEPS), MIXED_TARGET),
         ):
-            whole, loop = compare(lambda b=batch: run_stock(stock, b), lambda b=batch: run(ours, b))
+            whole, loop = compare(partial(run_stock, stock, batch), partial(run, ours, batch))
             missed |= whole.ratio > target
             print(
                 f"{f'{side}x{side}, {label}':46}{whole}{target:8.2f}{loop}"

@@ -83,11 +83,10 @@ def euler_step(latents: Tensor, velocity: Tensor, delta: Tensor) -> Tensor:
     """Each row moved along its velocity by its own delta.
 
     latents, velocity: [rows, tokens, channels] in the model's dtype. delta: float32 [rows].
-    The product is rounded to the model's dtype and the sum taken in float32, as in diffusers'
-    ``FlowMatchEulerDiscreteScheduler.step``.
+    All in float32 until the end. diffusers' ``FlowMatchEulerDiscreteScheduler.step`` is the same in fp32;
+    in bf16 it rounds the delta and the product too.
     """
-    move = (delta[:, None, None] * velocity).to(velocity.dtype)
-    return (latents.float() + move).to(velocity.dtype)
+    return (latents.float() + delta[:, None, None] * velocity.float()).to(velocity.dtype)
 
 
 def require_finite(values: Tensor) -> None:

@@ -115,7 +115,14 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions) -> Path:
     if spec.source.startswith("builtin:"):
         from pipelines.pocket.builder import build
 
-        return build(options.cache_dir.expanduser())
+        try:
+            return build(options.cache_dir.expanduser())
+        except OSError as error:
+            raise CapacityError(
+                "not_ready",
+                f"{spec.name} cannot be written to its cache folder ({error.strerror}); "
+                "set CACHE_DIR to a folder with room that can be written to",
+            ) from error
     repository, _, revision = spec.source.partition("@")
     try:
         return Path(

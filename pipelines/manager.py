@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from core.errors import CapacityError, OutOfDeviceMemory, ServingError
+from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
 from core.pipeline import Catalog, Pipeline, PipelineSpec
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class LoadedPipeline(Pipeline[Any], Protocol):
     """What a factory gives back: a pipeline and what health reports of it."""
 
     lightning_enabled: bool
-    caches: Mapping[str, Mapping[str, int]]  # counters by cache; holds no tensor
+    caches: Mapping[str, dict[str, int]]  # counters by cache; holds no tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ class ModelStatus:
     detail: str = "no model is loaded yet"
     gpu_available: bool | None = None
     lightning_enabled: bool = False
-    caches: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    caches: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,9 @@ class ModelManager:
     def acquire(self, name: str) -> LoadedPipeline:
         """The loaded pipeline of a name or alias; loads it, and evicts another, when it must.
 
-        Raises ``RequestError`` ``model_not_found``, and ``CapacityError`` ``not_ready`` when it cannot be
-        loaded. A failure is answered from memory until its back-off is over (5 s, doubling to 120 s).
+        Raises ``RequestError`` ``model_not_found``, ``DeviceLost``, and ``CapacityError`` ``not_ready`` when
+        it cannot be loaded. A failure is answered from memory until its back-off is over: 5 s, doubling to
+        120 s.
         """
         spec = self._catalog.get(name)
         pipeline = self._loaded.get(spec.name)
@@ -115,6 +116,8 @@ class ModelManager:
             self._refuse_while_backing_off(spec.name)
             try:
                 pipeline = self._load(spec)
+            except DeviceLost:
+                raise  # nothing will load in this process again
             except Exception as error:
                 raise self._remember(spec.name, error) from error
         self._loaded.move_to_end(spec.name)

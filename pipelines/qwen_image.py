@@ -71,13 +71,13 @@ class QwenImageEdit:
     """One loaded checkpoint. See ``core.pipeline.Pipeline`` for the contract.
 
     introduction: how the prompt template names a picture. cache_bytes: bound of the condition cache.
+    Raises ``ValueError`` for a checkpoint whose configuration asks for a loop other than this one.
     """
 
     lightning_enabled = False
 
     def __init__(self, parts: Components, introduction: str, cache_bytes: int) -> None:
-        if parts.solver.config.stochastic_sampling:
-            raise ValueError("only the plain Euler step is implemented here")
+        _require_plain_loop(parts)
         self._parts = parts
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, CACHED)
@@ -164,6 +164,15 @@ class QwenImageEdit:
         channels = self._parts.transformer.config.in_channels // 4
         shape = (1, channels, 1, height // SCALE, width // SCALE)
         return pack(draw_noise(request.seed, shape, self._parts.dtype, self._parts.device))[0]
+
+
+def _require_plain_loop(parts: Components) -> None:
+    for config, flag in (
+        (parts.solver.config, "stochastic_sampling"),
+        (parts.transformer.config, "guidance_embeds"),
+    ):
+        if config[flag]:
+            raise ValueError(f"{flag} is not implemented for this family")
 
 
 def guide(toward: Tensor, away: Tensor, scales: Tensor) -> Tensor:

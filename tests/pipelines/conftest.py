@@ -1,6 +1,8 @@
 """The pocket checkpoint, built once a session, and the pipelines made of it."""
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,16 @@ def parts(spec: PipelineSpec, options: ModelOptions) -> Components:
 def pipeline(parts: Components) -> QwenImageEdit:
     """The pocket pipeline without a cache: nothing is remembered from one test to the next."""
     return QwenImageEdit(parts, NUMBERED_PICTURES, cache_bytes=0)
+
+
+@pytest.fixture(scope="session")
+def bf16_pipeline(parts: Components) -> QwenImageEdit:
+    """The same weights in the format that a GPU computes in."""
+    models = {
+        name: copy.deepcopy(getattr(parts, name)).to(torch.bfloat16)
+        for name in ("transformer", "vae", "text_encoder")
+    }
+    return QwenImageEdit(replace(parts, dtype=torch.bfloat16, **models), NUMBERED_PICTURES, cache_bytes=0)
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,10 @@ from pipelines.qwen_image import QwenImageEdit
 from pipelines.qwen_text import ONE_PICTURE
 from tests.pipelines.edits import ask, edit, picture, pixels, run_to_end
 
-# Latents reach 7 in size; measured: 1.2e-5 at most. Pixels may round the other way.
+# Latents reach 7 in size; measured: 1.1e-5 at most. Pixels may round the other way.
 LATENT_TOLERANCE = 5e-5
 PIXEL_TOLERANCE = 1
+BF16_TOLERANCE = 0.35  # measured 0.17; the stock pipeline in bf16 is 1.0 away from itself in fp32
 
 
 def with_positions(stock: Any) -> Any:
@@ -76,6 +77,15 @@ def test_a_lone_edit_equals_the_stock_edit_plus_pipeline(
     """The latents show errors that rounding to pixels would hide."""
     request = ask(spec, **CASES[case])
     assert latent_error(with_positions(stock_plus), pipeline, request) < LATENT_TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["plain", "guided", "two references"])
+def test_a_lone_edit_in_bf16_is_as_near_as_the_format_allows(
+    case: str, stock_plus: Any, bf16_pipeline: QwenImageEdit, spec: PipelineSpec
+) -> None:
+    """The format of a GPU, where upstream rounds more often than we do."""
+    stock = with_positions(stock_plus.to(torch.bfloat16))
+    assert latent_error(stock, bf16_pipeline, ask(spec, **CASES[case])) < BF16_TOLERANCE
 
 
 def test_pixels_equal_those_of_the_stock_pipeline(

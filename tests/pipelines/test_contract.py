@@ -1,0 +1,143 @@
+"""What every pipeline promises the mux. A new family adds one line to FAMILIES.
+
+Pipelines are acquired as the mux acquires them: by name, through the manager, from a checkpoint on disk.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.errors import ExecutionError
+from core.pipeline import BatchKey, Pipeline
+from core.request import InferenceRequest
+from pipelines.manager import ModelManager, ModelOptions
+from pipelines.registry import SPECS, catalog
+from tests.pipelines import edits
+
+PIXEL_TOLERANCE = 1  # a value in the middle between two may round either way
+
+
+@dataclass(frozen=True)
+class Family:
+    """mixed: four requests of one batch key that differ in everything it leaves open.
+
+    poison: spoils a prepared state.
+    """
+
+    mixed: Callable[[str], list[InferenceRequest]]
+    poison: Callable[[Any], None]
+
+
+def edits_of(name: str, cfg: tuple[float, ...] = (1.0,) * 4) -> list[InferenceRequest]:
+    spec = catalog(name).default
+    return [
+        edits.ask(spec, i, steps=steps, cfg=cfg[i], width=96, height=64)
+        for i, steps in enumerate((4, 4, 8, 2))
+    ]
+
+
+def guided_edits_of(name: str) -> list[InferenceRequest]:
+    return edits_of(name, (4.0, 1.5, 7.0, 2.5))
+
+
+def spoil_latents(state: Any) -> None:
+    state.latents = state.latents * float("nan")
+
+
+FAMILIES = {
+    "pocket-edit": Family(edits_of, spoil_latents),
+    "pocket-edit, guided": Family(guided_edits_of, spoil_latents),
+}
+RUNS_HERE = {spec.name for spec in SPECS if not spec.needs_gpu}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    pipeline: Pipeline[Any]
+    requests: list[InferenceRequest]
+    poison: Callable[[Any], None]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def candidate(request: pytest.FixtureRequest, options: ModelOptions) -> Candidate:
+    name, family = request.param.partition(",")[0], FAMILIES[request.param]
+    pipeline = ModelManager(catalog(name), options).acquire(name)
+    return Candidate(pipeline, family.mixed(name), family.poison)
+
+
+def difference(one: Any, other: Any) -> int:
+    return int(np.abs(edits.pixels(one) - edits.pixels(other)).max())
+
+
+def test_every_pipeline_that_runs_here_is_tested() -> None:
+    """A row without a line above would be served untested."""
+    assert {name.partition(",")[0] for name in FAMILIES} == RUNS_HERE
+
+
+@pytest.mark.parametrize("ticks", [(0, 0, 0, 0), (0, 1, 1, 3), (2, 0, 0, 1)], ids=str)
+def test_a_batch_gives_what_its_rows_give_alone(candidate: Candidate, ticks: tuple[int, ...]) -> None:
+    """Whoever else is there, and whenever each one joined."""
+    assert len({BatchKey.of(request) for request in candidate.requests}) == 1
+    states = edits.run_joining(candidate.pipeline, candidate.requests, ticks)
+    results = candidate.pipeline.decode(states)
+    for request, result in zip(candidate.requests, results, strict=True):
+        assert result.id == request.id
+        assert difference(result, edits.edit(candidate.pipeline, request)) <= PIXEL_TOLERANCE
+    assert difference(results[0], results[1]) > 20 * PIXEL_TOLERANCE
+
+
+def test_a_seed_means_a_picture(candidate: Candidate) -> None:
+    """The same request gives the same bytes; the seed used is reported."""
+    request = candidate.requests[0]
+    first, second = (edits.edit(candidate.pipeline, request) for _ in range(2))
+    assert first == second
+    assert (first.seed, first.steps, first.model) == (request.seed, request.steps, request.model)
+
+
+def test_a_row_that_leaves_takes_nothing_with_it(candidate: Candidate) -> None:
+    """Cancelled between two steps, it must not move the others."""
+    requests = candidate.requests
+
+    def drop_first(tick: int, running: list[Any]) -> None:
+        if tick == 2:
+            running.pop(0)
+
+    states = edits.run_joining(candidate.pipeline, requests, (0, 0, 0, 0), drop_first)
+    assert not states[0].finished
+    for request, result in zip(requests[1:], candidate.pipeline.decode(states[1:]), strict=True):
+        assert difference(result, edits.edit(candidate.pipeline, request)) <= PIXEL_TOLERANCE
+
+
+def test_a_poisoned_row_fails_alone(candidate: Candidate) -> None:
+    """It raises wherever it is decoded; its neighbours are as if it had never been there."""
+    states = candidate.pipeline.prepare(candidate.requests)
+    candidate.poison(states[1])
+    edits.run_to_end(candidate.pipeline, states)
+    for group in (states, states[1:2]):
+        with pytest.raises(ExecutionError):
+            candidate.pipeline.decode(group)
+    healthy = [0, 2, 3]
+    results = candidate.pipeline.decode([states[i] for i in healthy])
+    for i, result in zip(healthy, results, strict=True):
+        alone = edits.edit(candidate.pipeline, candidate.requests[i])
+        assert difference(result, alone) <= PIXEL_TOLERANCE
+
+
+def test_a_step_is_a_step(candidate: Candidate) -> None:
+    """The scheduler orders work by what remains, and callers see it as progress."""
+    states = candidate.pipeline.prepare(candidate.requests)
+    assert [state.remaining for state in states] == [request.steps for request in candidate.requests]
+    while running := [state for state in states if not state.finished]:
+        before = [state.remaining for state in running]
+        candidate.pipeline.step(running)
+        assert [state.remaining for state in running] == [left - 1 for left in before]
+    assert all(state.remaining == 0 for state in states)
+
+
+def test_a_result_has_the_size_of_its_canvas(candidate: Candidate) -> None:
+    """The edge resizes from there to what was asked."""
+    request = candidate.requests[0]
+    assert edits.edit(candidate.pipeline, request).image.size == request.canvas == (96, 64)
