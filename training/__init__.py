@@ -1,1 +1,1 @@
-"""Trains the pocket checkpoint: data, recipes and the measured table. Nothing here is imported by the worker."""
+"""Trains the pocket checkpoint and measures it. Nothing here is imported by the worker."""

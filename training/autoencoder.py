@@ -56,7 +56,7 @@ def _edit_some(pictures: Tensor, step: int) -> Tensor:
     names = sorted(OPERATIONS)
     edited = [
         OPERATIONS[draw.choice(names)](one, draw.uniform(0.5, 1.5)) if draw.random() < _EDITED else one
-        for one in pictures.split(1)
+        for one in torch.split(pictures, 1)
     ]
     return torch.cat(edited)
 
@@ -68,7 +68,9 @@ def _loss(model: StillAutoencoder, pictures: Tensor, decoder_only: bool) -> Tens
     noisy = latents + _NOISE * latents.detach().std() * torch.randn_like(latents)
     rebuilt = model.decode(noisy)
     error = rebuilt - pictures
-    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (
+        error[..., 1:, :] - error[..., :-1, :]
+    ).abs().mean()
     size = F.relu(latents.abs() - 2).square().mean()
     return 5 * error.square().mean() + 0.5 * error.abs().mean() + 0.1 * edges + 0.01 * size
 

@@ -43,7 +43,9 @@ class LatentCodec:
         latents = []
         with torch.no_grad():
             for step, operation in enumerate([*OPERATIONS.values()] * 2):
-                pictures = operation(source.photos(step, 4, 128), 1.0) if step % 2 else source.photos(step, 4, 128)
+                pictures = (
+                    operation(source.photos(step, 4, 128), 1.0) if step % 2 else source.photos(step, 4, 128)
+                )
                 latents.append(model.encode(pictures * 2 - 1))
         every = torch.cat(latents).transpose(0, 1).flatten(1)
         return cls(model, every.mean(1), every.std(1))
@@ -65,7 +67,7 @@ class LatentCodec:
             for channel in range(_CHANNELS):
                 noise = torch.zeros_like(latents)
                 noise[..., channel * 4 : channel * 4 + 4] = 0.3 * torch.randn(
-                    latents.shape[:-1] + (4,), generator=torch.Generator().manual_seed(channel)
+                    (*latents.shape[:-1], 4), generator=torch.Generator().manual_seed(channel)
                 )
                 shown.append((self.decode(latents + noise, 128) - plain).square().mean())
         weight = torch.stack(shown).repeat_interleave(4)
@@ -95,7 +97,9 @@ def unpack(packed: Tensor, rows: int, columns: int) -> Tensor:
 class PairRing:
     """Pairs of one size and one number of references; the oldest make room for fresh ones."""
 
-    def __init__(self, codec: LatentCodec, source: PictureSource, side: int, *, blends: bool, capacity: int) -> None:
+    def __init__(
+        self, codec: LatentCodec, source: PictureSource, side: int, *, blends: bool, capacity: int
+    ) -> None:
         self._codec = codec
         self._source = source
         self._side = side
@@ -110,13 +114,15 @@ class PairRing:
         pictures = self._source.photos(step, bases * (2 if self._blends else 1), self._side)
         if self._blends:
             first, second = pictures.chunk(2)
-            latents = self._codec.encode(torch.cat([first, second, blend(first, second)])).split(bases)
-            for a, b, mixed in zip(*latents, strict=True):
+            mixes = torch.split(self._codec.encode(torch.cat([first, second, blend(first, second)])), bases)
+            for a, b, mixed in zip(*mixes, strict=True):
                 self._add((a, b), mixed, (BLEND, 1.0))
             return
         wishes = [_draw_edit(draw) for _ in range(bases * edits)]
-        owners = [picture for picture in pictures.split(1) for _ in range(edits)]
-        edited = [OPERATIONS[name](owner, strength) for owner, (name, strength) in zip(owners, wishes, strict=True)]
+        owners = [picture for picture in torch.split(pictures, 1) for _ in range(edits)]
+        edited = [
+            OPERATIONS[name](owner, strength) for owner, (name, strength) in zip(owners, wishes, strict=True)
+        ]
         latents = self._codec.encode(torch.cat([pictures, *edited]))
         for i, wish in enumerate(wishes):
             self._add((latents[i // edits],), latents[bases + i], wish)
@@ -124,7 +130,9 @@ class PairRing:
     def draw(self, count: int, draw: random.Random) -> Pairs:
         chosen = draw.choices(self._pairs, k=count)
         return Pairs(
-            references=tuple(torch.stack([pair[0][i] for pair in chosen]).float() for i in range(len(chosen[0][0]))),
+            references=tuple(
+                torch.stack([pair[0][i] for pair in chosen]).float() for i in range(len(chosen[0][0]))
+            ),
             target=torch.stack([pair[1] for pair in chosen]).float(),
             asked=[pair[2] for pair in chosen],
         )

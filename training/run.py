@@ -97,7 +97,7 @@ class Run:
             for group in optimiser.param_groups:
                 group["lr"] = rate * faster
             optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         for optimiser in self._optimisers:
             optimiser.step()
@@ -122,7 +122,11 @@ class Run:
         line = {"step": self._step + 1, "seconds": round(time.monotonic() - self._started), "loss": loss}
         with (self._folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line | figures) + "\n")
-        tqdm.write(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in (line | figures).items()))
+        tqdm.write(
+            " ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in (line | figures).items()
+            )
+        )
 
     def _put(self, values: list[Tensor]) -> None:
         with torch.no_grad():

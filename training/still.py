@@ -1,7 +1,7 @@
 """The autoencoder on single pictures, at a third of the video model's cost, with the same result.
 
 Before a single frame there are only zeros, so of every causal kernel only the last tap in time counts.
-Training keeps that tap alone; ``whole`` puts the zeros back for the standard layout.
+Training keeps that tap alone; ``pipelines/pocket/builder.py`` puts zeros back for the standard layout.
 """
 
 from typing import Any
@@ -25,7 +25,8 @@ class _StillConvolution(QwenImageCausalConv3d):  # type: ignore[misc]
 class _StillNorm(QwenImageRMS_norm):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         size = torch.rsqrt(x.square().sum(1, keepdim=True) + 1e-12)
-        return x * (size * self.scale) * self.gamma
+        normed: Tensor = x * (size * self.scale) * self.gamma
+        return normed
 
 
 class StillAutoencoder(torch.nn.Module):
@@ -79,18 +80,9 @@ def _start(model: AutoencoderKLQwenImage) -> None:
                     inner = torch.empty(weight.shape[0], weight.shape[1] * 4)
                     torch.nn.init.orthogonal_(inner)
                     weight.mul_(0.2)
-                    weight[..., :2, :2] += inner.view(weight.shape[:-2] + (2, 2))
+                    weight[..., :2, :2] += inner.view((*weight.shape[:-2], 2, 2))
                 else:
                     middle = torch.empty(weight.shape[0], weight.shape[1])
                     torch.nn.init.orthogonal_(middle)
                     weight.mul_(0.3)
                     weight[..., taps // 2, taps // 2] += middle.view(weight.shape[:-2])
-
-
-def whole(weights: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Trained weights in the standard ``shapes``: the taps that meet only zeros are zero."""
-    full = {}
-    for name, weight in weights.items():
-        missing = shapes[name][2] - weight.shape[2] if weight.ndim == 5 else 0
-        full[name] = F.pad(weight, (0, 0, 0, 0, missing, 0)) if missing else weight
-    return full

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -105,15 +104,15 @@ def _loss(model: TextReader, wishes: list[Wish], pictures: list[Image.Image]) ->
     edit = edit + F.linear(noise, model.edit.weight)
     classes = torch.tensor([CLASSES.index(wish.operation) for wish in wishes])
     levels = torch.tensor([list(STRENGTHS.values()).index(wish.strength) for wish in wishes])
-    return F.cross_entropy(edit.flatten(0, 1), classes.repeat_interleave(_TAIL), label_smoothing=0.05) + F.cross_entropy(
-        strength.flatten(0, 1), levels.repeat_interleave(_TAIL)
-    )
+    return F.cross_entropy(
+        edit.flatten(0, 1), classes.repeat_interleave(_TAIL), label_smoothing=0.05
+    ) + F.cross_entropy(strength.flatten(0, 1), levels.repeat_interleave(_TAIL))
 
 
 def _measure(model: TextReader, source: PictureSource) -> tuple[float, list[str]]:
     wishes = [Wish(text, name) for name, texts in HELD_OUT.items() for text in texts]
     pictures = thumbnails(source, 0, random.Random(0), len(wishes))
-    edit, strength, _ = model(wishes, pictures)
+    edit, _, _ = model(wishes, pictures)
     guesses = edit[:, -1].argmax(-1).tolist()
     wrong = [
         f"{wish.text}: {CLASSES[guess]}"

@@ -3,7 +3,6 @@
 import argparse
 import random
 from collections import defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -54,7 +53,10 @@ def velocity(
     model: Any, noisy: Tensor, time: Tensor, references: tuple[Tensor, ...], texts: tuple[Tensor, Tensor]
 ) -> Tensor:
     """One forward, as the pipeline does it. noisy, references: [n, tokens, 64] of square pictures."""
-    shapes = [(1, round(len_**0.5), round(len_**0.5)) for len_ in (noisy.shape[1], *(r.shape[1] for r in references))]
+    shapes = [
+        (1, round(len_**0.5), round(len_**0.5))
+        for len_ in (noisy.shape[1], *(r.shape[1] for r in references))
+    ]
     moved: Tensor = model(
         hidden_states=torch.cat([noisy, *references], 1),
         timestep=time,
@@ -67,7 +69,11 @@ def velocity(
 
 
 def sample(
-    model: Any, references: tuple[Tensor, ...], texts: tuple[Tensor, Tensor], sigmas: tuple[float, ...], seed: int
+    model: Any,
+    references: tuple[Tensor, ...],
+    texts: tuple[Tensor, Tensor],
+    sigmas: tuple[float, ...],
+    seed: int,
 ) -> Tensor:
     """Packed latents of the edited pictures, by Euler steps from noise of ``seed``."""
     latents = torch.randn(references[0].shape, generator=torch.Generator().manual_seed(seed))
@@ -78,7 +84,7 @@ def sample(
 
 
 def start(model: Any) -> None:
-    """Begin near what the task needs: noise passes through, and some heads look at the reference's same place.
+    """Begin near what the task needs: noise passes through; some heads look at the reference's same place.
 
     Without it the first thousands of steps go into finding out where to look.
     """
@@ -95,7 +101,12 @@ def start(model: Any) -> None:
                 modulation.weight.mul_(0.1)
                 shifts = modulation.bias.zero_().view(6, -1)
                 shifts[2] = shifts[5] = 1.0  # the gates
-            for layer in (block.attn.to_out[0], block.attn.to_add_out, block.img_mlp.net[2], block.txt_mlp.net[2]):
+            for layer in (
+                block.attn.to_out[0],
+                block.attn.to_add_out,
+                block.img_mlp.net[2],
+                block.txt_mlp.net[2],
+            ):
                 layer.weight.mul_(0.5)
             for norm in (block.attn.norm_q, block.attn.norm_k):
                 norm.weight.fill_(1.7)
@@ -128,8 +139,6 @@ class Trainer:
         self._small = PairRing(codec, source, 128, blends=False, capacity=8000)
         self._large = PairRing(codec, source, 256, blends=False, capacity=2000)
         self._blends = PairRing(codec, source, 128, blends=True, capacity=1000)
-        self._background = ThreadPoolExecutor(max_workers=1)
-        self._pending: Future[None] | None = None
 
     def fill(self, step: int) -> None:
         """What a fresh or resumed run starts with."""
@@ -140,21 +149,12 @@ class Trainer:
             self._blends.refresh(2_000_000 + step * 100 + i, 6, 1)
 
     def batch(self, step: int, size: int) -> tuple[Pairs, tuple[Tensor, Tensor]]:
-        """What step ``step`` learns; the pairs of the next are encoded in the meantime."""
+        """What step ``step`` learns: some pairs are fresh, most were met before."""
         draw = random.Random(step)
-        if self._pending is not None:
-            self._pending.result()
         ring, share = self._turn(step)
+        ring.refresh(step, 1, 2 if ring is self._large else 4)
         pairs = ring.draw(max(1, round(size * share)), draw)
-        self._pending = self._background.submit(self._refresh, step + 1)
         return pairs, self._texts.draw(pairs.asked, draw)
-
-    def _refresh(self, step: int) -> None:
-        ring, _ = self._turn(step)
-        if ring is self._large:
-            ring.refresh(step, 1, 2)
-        else:
-            ring.refresh(step, 1, 4)
 
     def _turn(self, step: int) -> tuple[PairRing, float]:
         """Which ring a step uses, and how many of its pairs cost as much as one small pair."""
@@ -164,7 +164,10 @@ class Trainer:
 
 
 def flow_loss(model: Any, pairs: Pairs, texts: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
-    """Velocity error, weighted by what shows in the picture; times lean to the noisy end, where few-step schedules spend their steps."""
+    """Velocity error, weighted by what shows in the picture.
+
+    Times lean to the noisy end, where few-step schedules spend their steps.
+    """
     uniform = torch.rand(len(pairs.target))
     time = 3 * uniform / (1 + 2 * uniform)
     noise = torch.randn_like(pairs.target)

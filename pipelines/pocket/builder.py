@@ -125,7 +125,7 @@ def _trained(name: str, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     Two things are not in the files: the embedding that the text encoder's head shares, and those taps of
     the autoencoder's causal kernels that only ever meet the zeros before a single frame.
     """
-    weights = load_file(_WEIGHTS / f"{name}.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(_WEIGHTS / f"{name}.safetensors")
     if name == "text_encoder":
         weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
     for key, value in model.state_dict().items():
