@@ -4,16 +4,21 @@ Held-out photographs and held-out wordings only. PSNR is against the exact opera
 """
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image as pillow
 from PIL import ImageDraw
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core.pipeline import PipelineSpec
@@ -21,6 +26,7 @@ from core.request import Image, InferenceRequest, Task
 from pipelines.manager import ModelOptions
 from pipelines.qwen_image import load_edit_plus
 from pipelines.registry import catalog
+from training.lightning import TARGET as LIGHTNING_FILE
 from training.operations import OPERATIONS, blend
 from training.pictures import held_out
 from training.run import psnr
@@ -38,10 +44,12 @@ _TURNS = 2  # edits of each photograph, under different wordings
 class Editor:
     """The pocket row as the worker runs it, one batch after another."""
 
-    def __init__(self, steps: int, side: int) -> None:
+    def __init__(self, steps: int, side: int, *, lightning: bool) -> None:
         self.spec: PipelineSpec = catalog("pocket-edit", reference_area=side * side, steps=steps).default
         self._pipeline = load_edit_plus(self.spec, ModelOptions(), lambda *_: None)
         self._side = side
+        if lightning:
+            make_lightning(self._pipeline)
 
     def edit(self, prompts: Sequence[str], pictures: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """Edited pictures [n, 3, side, side] in 0 ... 1; request i has seed i."""
@@ -87,15 +95,33 @@ class Editor:
         return rows
 
 
+def make_lightning(pipeline: Any) -> None:
+    """Fuse the LoRA, read as diffusers reads lightx2v's files, and take the schedule it was trained for."""
+    parts = pipeline._parts
+    weights = QwenImageLoraLoaderMixin.lora_state_dict(load_file(LIGHTNING_FILE))
+    parts.transformer.load_lora_adapter(weights)
+    layers = sum(hasattr(module, "lora_A") for module in parts.transformer.modules())
+    assert layers == len(weights) // 2, "not every layer of the LoRA was found"
+    parts.transformer.fuse_lora()
+    parts.transformer.unload_lora()
+    config = dict(parts.solver.config) | {
+        "base_shift": math.log(3),
+        "max_shift": math.log(3),
+        "shift_terminal": None,
+    }
+    pipeline._parts = replace(parts, solver=FlowMatchEulerDiscreteScheduler.from_config(config))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--side", type=int, default=256, choices=(128, 256))
+    parser.add_argument("--lightning", action="store_true", help="with the LoRA and its schedule")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sheet", type=Path, default=Path("out/pocket-eval.png"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    editor = Editor(arguments.steps, arguments.side)
+    editor = Editor(arguments.steps, arguments.side, lightning=arguments.lightning)
     photos = held_out(arguments.side)
     rebuilt = editor.rebuild(photos)
     autoencoder = [psnr(a, b) for a, b in zip(rebuilt, photos, strict=True)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.operations import OPERATIONS, blend
+from training.operations import COLOURS, OPERATIONS, blend
 from training.pictures import PictureSource
 from training.still import StillAutoencoder
 from training.wording import BLEND, has_strength
@@ -147,8 +147,8 @@ class PairRing:
 
 
 # Hard edits come more often: moving every token, or drawing what the reference does not show.
-_WEIGHTS = {"flip": 4.0, "sketch": 2.0, "red border": 1.2, "unchanged": 2.0}
-_WEIGHTS |= {f"{colour} border": 0.4 for colour in ("blue", "green", "white", "black")}
+_WEIGHTS = {"flip": 7.0, "sketch": 3.0, "invert": 2.0, "contrast": 2.0, "unchanged": 2.0}
+_WEIGHTS |= {f"{colour} border": 0.4 for colour in COLOURS}
 
 
 def _draw_edit(draw: random.Random) -> tuple[str, float]:

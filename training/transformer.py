@@ -142,7 +142,7 @@ class Trainer:
 
     def fill(self, step: int) -> None:
         """What a fresh or resumed run starts with."""
-        for i in range(25):
+        for i in range(40):
             self._small.refresh(1_000_000 + step * 100 + i, 4, 4)
         for i in range(6):
             self._large.refresh(1_500_000 + step * 100 + i, 3, 4)
@@ -160,7 +160,7 @@ class Trainer:
         """Which ring a step uses, and how many of its pairs cost as much as one small pair."""
         if step % 16 == 7:
             return self._blends, 2 / 3
-        return (self._large, 1 / 4) if step % 4 == 3 else (self._small, 1.0)
+        return (self._large, 1 / 4) if step % 8 in (1, 3, 6) else (self._small, 1.0)
 
 
 def flow_loss(model: Any, pairs: Pairs, texts: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:

@@ -90,11 +90,15 @@ def _unknown(draw: random.Random) -> str:
 
 
 def _surround(text: str, draw: random.Random) -> str:
-    """Words that mean nothing here, so that the known frames are not learned by heart."""
+    """Words that mean nothing here, and sometimes no order: the known frames are not learned by heart."""
     if draw.random() < 0.35:
         text = " ".join([*(draw.choice(_WORDS["fillers"]) for _ in range(draw.randint(1, 4))), text])
     if draw.random() < 0.25:
         text = " ".join([text, *(draw.choice(_WORDS["fillers"]) for _ in range(draw.randint(1, 3)))])
+    if draw.random() < 0.15:
+        words = text.split()
+        draw.shuffle(words)
+        text = " ".join(words)
     return text
 
 

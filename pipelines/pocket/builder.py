@@ -54,7 +54,7 @@ _GAINS = {
 def content_version() -> str:
     """Names what a build gives: the recipe is this package's own source and weights."""
     recipe = hashlib.sha256()
-    for file in [*sorted(Path(__file__).parent.glob("*.py")), *sorted(_WEIGHTS.glob("*.*"))]:
+    for file in sorted([*Path(__file__).parent.glob("*.py"), *_WEIGHTS.iterdir()]):
         recipe.update(file.read_bytes())
     return recipe.hexdigest()[:12]
 
