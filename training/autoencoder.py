@@ -73,7 +73,9 @@ def _loss(model: StillAutoencoder, pictures: Tensor, decoder_only: bool) -> Tens
         latents = model.encode(pictures)
     noisy = latents + _NOISE * latents.detach().std() * torch.randn_like(latents)
     rebuilt = model.decode(noisy)
-    error = rebuilt - pictures
+    # What is beyond white and black will be clamped, so it hardly counts; it must not run away either.
+    shown = rebuilt.clamp(-1, 1)
+    error = shown - pictures + 0.05 * (rebuilt - shown) if decoder_only else rebuilt - pictures
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (
         error[..., 1:, :] - error[..., :-1, :]
     ).abs().mean()

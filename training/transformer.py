@@ -210,7 +210,7 @@ def measure(model: Any, codec: LatentCodec, reader: TextReader, side: int, count
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--batch", type=int, default=24, help="pairs of 128x128 a step, or as many tokens")
     parser.add_argument("--threads", type=int, default=2)
