@@ -89,6 +89,7 @@ class PipelineSpec:
     output_area / reference_area / condition_area: target pixels; sizes keep the input's aspect.
     patch:     pixels per transformer token along one side.
     reference_multiple: references are rounded to this many pixels (upstream: 32).
+    references_within_output: references are never larger than the output, for a model trained so.
     """
 
     name: str
@@ -104,6 +105,7 @@ class PipelineSpec:
     condition_area: int = 384 * 384
     patch: int = 16
     reference_multiple: int = 32
+    references_within_output: bool = False
     min_side: int = 64
     max_side: int = 2048
     max_steps: int = 100
@@ -154,7 +156,10 @@ class PipelineSpec:
             _within("timeout", timeout, 0.001, MAX_TIMEOUT)
         size = self._size(width, height, images)
         canvas = (_round_up(size[0], self.patch), _round_up(size[1], self.patch))
-        references = tuple(fit_area(i.size, self.reference_area, self.reference_multiple) for i in images)
+        area = self.reference_area
+        if self.references_within_output:
+            area = min(area, canvas[0] * canvas[1])
+        references = tuple(fit_area(i.size, area, self.reference_multiple) for i in images)
         conditions = tuple(fit_area(i.size, self.condition_area, self.reference_multiple) for i in images)
         patch_area = self.patch**2
         tokens = sum(w * h // patch_area for w, h in (canvas, *references))

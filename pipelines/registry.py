@@ -42,16 +42,18 @@ SPECS: tuple[PipelineSpec, ...] = (
         name="firered-image-edit-1.1",
         source="FireRedTeam/FireRed-Image-Edit-1.1",
     ),
-    # The same architecture with random weights, small enough for a CPU: its pictures mean nothing.
+    # The same architecture, small enough for a CPU and trained in this repository on a few instructions.
+    # It has learned to look at a reference as large as the output, and pictures beside a text at 64x64.
     PipelineSpec(
         name="pocket-edit",
         factory=_EDIT_PLUS,
         source="builtin:pocket-edit",
-        steps=8,
+        steps=4,
         cfg=1.0,
         output_area=256 * 256,
-        reference_area=128 * 128,
-        condition_area=128 * 128,
+        reference_area=256 * 256,
+        references_within_output=True,
+        condition_area=64 * 64,
         max_side=512,
         max_prompt_chars=1000,
         needs_gpu=False,

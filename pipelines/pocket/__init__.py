@@ -1,1 +1,1 @@
-"""A built-in checkpoint of the real architecture, small enough for a CPU. Its weights are random for now."""
+"""A built-in checkpoint of the real architecture, small enough for a CPU, trained in this repository."""

@@ -15,14 +15,15 @@ TRANSFORMER: Config = {
     "patch_size": 2,
     "in_channels": 64,
     "out_channels": 16,
-    "num_layers": 3,
+    "num_layers": 4,
     "attention_head_dim": 32,
-    "num_attention_heads": 2,
+    "num_attention_heads": 6,
     "joint_attention_dim": _TEXT_WIDTH,
     "axes_dims_rope": (8, 12, 12),
+    "zero_cond_t": True,  # as in the 2511 release: references are read as clean pictures at every step
 }
 
-VAE: Config = {"base_dim": 12, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1}
+VAE: Config = {"base_dim": 12, "z_dim": 16, "dim_mult": [1, 3, 6, 8], "num_res_blocks": 1}
 
 TEXT: Config = {
     "hidden_size": _TEXT_WIDTH,

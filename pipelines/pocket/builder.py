@@ -14,15 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pipelines.pocket import architecture
 from pipelines.pocket.vocabulary import CONTROL_TOKENS, build_tokenizer
+
+_WEIGHTS = Path(__file__).parent / "weights"  # trained by ``training/``; see the model card beside them
 
 _INDEX = {
     "_class_name": "QwenImageEditPlusPipeline",
@@ -48,9 +52,9 @@ _GAINS = {
 
 
 def content_version() -> str:
-    """Names what a build gives: the recipe is this package's own source."""
+    """Names what a build gives: the recipe is this package's own source and weights."""
     recipe = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted([*Path(__file__).parent.glob("*.py"), *_WEIGHTS.iterdir()]):
         recipe.update(file.read_bytes())
     return recipe.hexdigest()[:12]
 
@@ -79,11 +83,13 @@ def build(parent: Path) -> Path:
 
 def _write(folder: Path) -> None:
     tokenizer = build_tokenizer()
-    text_encoder = Qwen2_5_VLForConditionalGeneration(_text_encoder_config(tokenizer))
+    text_encoder = Qwen2_5_VLForConditionalGeneration(text_encoder_config(tokenizer))
     transformer = QwenImageTransformer2DModel(**architecture.TRANSFORMER)
-    vae = AutoencoderKLQwenImage(**architecture.VAE)
+    latents = json.loads((_WEIGHTS / "latents.json").read_text())
+    vae = AutoencoderKLQwenImage(**architecture.VAE, **latents)
     for name, model in (("text_encoder", text_encoder), ("transformer", transformer), ("vae", vae)):
-        redraw(model)
+        model.bfloat16()
+        model.load_state_dict(_trained(name, model))
         model.save_pretrained(folder / name, safe_serialization=True)
     FlowMatchEulerDiscreteScheduler(**architecture.SOLVER).save_pretrained(folder / "scheduler")
     Qwen2VLImageProcessorPil(**architecture.IMAGE_PROCESSOR).save_pretrained(folder / "processor")
@@ -95,7 +101,7 @@ def _write(folder: Path) -> None:
     folder.chmod(0o755)
 
 
-def _text_encoder_config(tokenizer: Any) -> Qwen2_5_VLConfig:
+def text_encoder_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     ids = dict(zip(CONTROL_TOKENS, tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)), strict=True))
     return Qwen2_5_VLConfig(
         text_config={
@@ -113,15 +119,31 @@ def _text_encoder_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     )
 
 
-def redraw(model: torch.nn.Module) -> None:
-    """Fresh bf16 weights at unit gain, each tensor from a seed of its own name.
+def _trained(name: str, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor of ``model`` from the repository's file for it.
+
+    Two things are not in the files: the embedding that the text encoder's head shares, and those taps of
+    the autoencoder's causal kernels that only ever meet the zeros before a single frame.
+    """
+    weights: dict[str, torch.Tensor] = load_file(_WEIGHTS / f"{name}.safetensors")
+    if name == "text_encoder":
+        weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
+    for key, value in model.state_dict().items():
+        missing = value.shape[2] - weights[key].shape[2] if value.ndim == 5 else 0
+        if missing:
+            weights[key] = functional.pad(weights[key], (0, 0, 0, 0, missing, 0))
+    return weights
+
+
+def redraw(model: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Fresh weights at unit gain, each tensor from a seed of its own name.
 
     The libraries' own initialisation (deviation .02, zeroed outputs) gives near-constant pictures, on
     which a comparison of two implementations could not fail.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.data = weight.data.bfloat16()
+            weight.data = weight.data.to(dtype)
             gain = next((value for end, value in _GAINS.items() if name.endswith(end)), 1.0)
             if name.endswith("bias"):
                 weight.zero_()

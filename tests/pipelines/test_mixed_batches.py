@@ -100,22 +100,23 @@ def test_rows_of_a_mixed_batch_equal_single_runs(
 
 
 @pytest.fixture(scope="module")
-def zero_cond_t(parts: Components) -> QwenImageEdit:
-    """The 2511 flag: reference tokens are modulated as at t = 0. It adds no weights."""
-    config = dict(parts.transformer.config) | {"zero_cond_t": True}
+def without_zero_cond_t(parts: Components) -> QwenImageEdit:
+    """Without the 2511 flag, under which reference tokens are modulated as at t = 0. It adds no weights."""
+    assert parts.transformer.config.zero_cond_t
+    config = dict(parts.transformer.config) | {"zero_cond_t": False}
     transformer = QwenImageTransformer2DModel.from_config(config)
     transformer.load_state_dict(parts.transformer.state_dict())
     return rebuilt(parts, transformer=transformer.eval())
 
 
 @pytest.mark.parametrize("batch", ["steps 4/4/8/2", "guided beside unguided"])
-def test_zero_cond_t_transformers_batch_as_well(
-    batch: str, zero_cond_t: QwenImageEdit, pipeline: QwenImageEdit, spec: PipelineSpec
+def test_transformers_without_zero_cond_t_batch_as_well(
+    batch: str, without_zero_cond_t: QwenImageEdit, pipeline: QwenImageEdit, spec: PipelineSpec
 ) -> None:
-    """qwen-image-edit-2511 sets it; the second assertion shows that it is on."""
+    """2511 and the pocket set it, 2509 does not; the second assertion shows that the flag matters."""
     requests = BATCHES[batch](spec)
-    assert worst_error(zero_cond_t, zero_cond_t, requests) < TOLERANCE
-    assert worst_error(zero_cond_t, pipeline, requests) > VISIBLE * TOLERANCE
+    assert worst_error(without_zero_cond_t, without_zero_cond_t, requests) < TOLERANCE
+    assert worst_error(without_zero_cond_t, pipeline, requests) > VISIBLE * TOLERANCE
 
 
 def test_bf16_rows_agree_as_well_as_bf16_can(bf16_pipeline: QwenImageEdit, spec: PipelineSpec) -> None:

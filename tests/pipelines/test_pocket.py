@@ -35,8 +35,14 @@ def test_two_builds_are_equal_byte_by_byte(checkpoint: Path, tmp_path: Path) -> 
 def test_it_is_a_few_megabytes_of_safetensors(checkpoint: Path) -> None:
     """It is made on first use, beside a server that is starting."""
     files = contents(checkpoint)
-    assert sum(map(len, files.values())) < 5_000_000
+    assert sum(map(len, files.values())) < 25_000_000
     assert {Path(name).suffix for name in files} == {".json", ".safetensors"}
+
+
+def test_the_repository_holds_no_more_than_sixteen_megabytes() -> None:
+    """A clone must stay quick; what a still picture does not need is left out of the files."""
+    weights = Path(builder.__file__).parent / "weights"
+    assert 0 < sum(path.stat().st_size for path in weights.iterdir()) <= 16_000_000
 
 
 def test_a_finished_build_is_used_again(checkpoint: Path) -> None:
@@ -71,6 +77,8 @@ def test_no_weight_is_constant_where_the_real_ones_vary(checkpoint: Path) -> Non
         (file,) = (checkpoint / component).glob("*.safetensors")
         for name, weight in load_file(file).items():
             assert weight.dtype == torch.bfloat16, name
+            if component == "vae" and weight.ndim == 5:
+                weight = weight[:, :, -1:]  # the tap in time that a still picture meets
             if weight.squeeze().ndim > 1:
                 assert weight.float().std() > 0.01, name
 

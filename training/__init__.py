@@ -1,0 +1,1 @@
+"""Trains the pocket checkpoint and measures it. Nothing here is imported by the worker."""
