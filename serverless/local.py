@@ -81,8 +81,8 @@ class Recorder:
         )
         if self._catalog.get(request.model).source.startswith("builtin:"):
             print(
-                f"The weights of {request.model} are random: the picture shows that the path works, "
-                "and has no other meaning."
+                f"{request.model} knows a few edits of small square pictures, listed in "
+                "pipelines/pocket/MODEL_CARD.md, and leaves the picture as it is for other text."
             )
         return result
 

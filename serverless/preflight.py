@@ -85,7 +85,7 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
         return
     if spec.source.startswith("builtin:"):
         yield _disk(settings.cache_dir.expanduser(), 0.1, "CACHE_DIR")
-        yield Finding("weights", True, f"{spec.name} is built here; its weights are random")
+        yield Finding("weights", True, f"{spec.name} is in this repository")
         return
     repository, _, revision = spec.source.partition("@")
     folder = settings.hub_cache / f"models--{repository.replace('/', '--')}"

@@ -187,7 +187,7 @@ def test_the_local_test_edits_and_saves(tmp_path: Path, how: str) -> None:
         with Pillow.open(tmp_path / f"out/{name}.png") as picture:
             assert picture.size == size
     assert str(tmp_path / "out/after.png") in done.stdout
-    assert "weights of pocket-edit are random" in done.stdout
+    assert "pocket-edit knows a few edits" in done.stdout
     assert "completed successfully" in done.stdout
 
 

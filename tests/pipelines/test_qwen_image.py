@@ -26,7 +26,7 @@ BASE: dict[str, Any] = {"cfg": 4.0, "negative_prompt": "blurry"}
         {"images": (picture(9),)},
         {"images": (picture(0), picture(9))},
         {"seed": 7},
-        {"steps": 8},
+        {"steps": 2},
         {"cfg": 2.0},
         {"cfg": 1.0},
         {"negative_prompt": "dark night, low quality photo"},

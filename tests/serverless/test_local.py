@@ -78,7 +78,7 @@ def test_pictures_are_saved_before_and_after(tmp_path: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert str(tmp_path / "before.png") in printed
     assert str(tmp_path / "after.png") in printed
-    assert "weights of painting are random" in printed, "nobody may take the picture for an edit"
+    assert "painting knows a few edits" in printed, "nobody may take it for an editor of everything"
 
 
 def test_the_printed_answer_holds_no_picture() -> None:
