@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,13 +37,9 @@ def edit(prompt: str, folder: Path) -> Path:
     wishes = {"prompt": prompt, "image_base64": photograph, "seed": 42}
     job = folder / "job.json"
     job.write_text(json.dumps({"input": wishes}))
-    subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "handler.py", "--test_input", str(job)],
-        cwd=ROOT,
-        env={**os.environ, "DEFAULT_MODEL": "pocket-edit", "OUTPUT_DIR": str(folder)},
-        check=True,
-        capture_output=True,
-    )
+    given = ["env", "DEFAULT_MODEL=pocket-edit", f"OUTPUT_DIR={folder}"]
+    command = [*given, sys.executable, "handler.py", "--test_input", str(job)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603 - our own program
     return folder / "after.png"
 
 
