@@ -26,7 +26,7 @@ from pipelines.manager import ModelOptions
 from pipelines.qwen_image import QwenImageEdit, load_edit_plus
 from pipelines.registry import catalog
 
-PAIRS = 15
+PAIRS = 9
 SINGLE_TARGET, MIXED_TARGET = 1.05, 0.6
 PROMPTS = (
     "make the sky more dramatic",
