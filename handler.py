@@ -11,10 +11,10 @@ from typing import Any
 import settings
 from api.intake import ImageIntake
 from batching.mux import BatchMux, BatchPolicy
+from core.catalog import Catalog
 from core.errors import ServingError
-from core.pipeline import Catalog
 from core.service import Health, port
-from pipelines.manager import ModelManager, ModelOptions
+from pipelines.manager import ModelManager, model_options
 from pipelines.registry import catalog
 from serverless import local, modes, usage
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     except (settings.BadSettings, local.BadTestInput, ServingError) as error:
         return modes.cannot_start(error, serving=command.serving)
     logging.basicConfig(level=config.log_level, format="%(levelname)-7s| %(name)s | %(message)s")
-    return run(config, rows, ModelManager(rows, ModelOptions(**config.loading)), job)
+    return run(config, rows, ModelManager(rows, model_options(**config.loading)), job)
 
 
 def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dict[str, Any] | None) -> int:

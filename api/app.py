@@ -19,8 +19,8 @@ from api.flat import FlatDialect, refuse, unwrap
 from api.flat_docs import ANSWERS, BODY
 from api.images import ImageFormat
 from api.intake import ImageIntake
+from core.catalog import Catalog
 from core.errors import CapacityError, ExecutionError, RequestError, ServingError
-from core.pipeline import Catalog
 from core.result import InferenceResult
 from core.service import Admit, Health, HealthProbe, Submit
 

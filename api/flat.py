@@ -31,8 +31,8 @@ from api.body import LongText
 from api.errors import message_of, status_of
 from api.images import ImageFormat, encode
 from api.intake import ImageIntake, ImageSource
+from core.catalog import Catalog
 from core.errors import ExecutionError, RequestError, ServingError
-from core.pipeline import Catalog
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
 

@@ -21,9 +21,10 @@ from PIL import Image as pillow
 
 from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest, Task
-from pipelines.loading import find_checkpoint, read_processor
-from pipelines.manager import ModelOptions
+from pipelines.checkpoint import find_checkpoint
+from pipelines.options import ModelOptions, Silent
 from pipelines.qwen_image import QwenImageEdit, load_edit_plus
+from pipelines.qwen_loading import read_processor
 from pipelines.registry import catalog
 
 PAIRS = 9
@@ -42,7 +43,7 @@ def main() -> int:
     spec = catalog("pocket-edit").default
     with tempfile.TemporaryDirectory() as folder:
         options = ModelOptions(cache_dir=Path(folder), condition_cache_bytes=0)
-        ours = load_edit_plus(spec, options, lambda *_: None)
+        ours = load_edit_plus(spec, options, Silent())
         stock = stock_pipeline(spec, options)
     print(
         f"pocket-edit, fp32, 1 thread, no cache, {PAIRS} interleaved pairs, medians\n"

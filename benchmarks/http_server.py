@@ -14,7 +14,8 @@ from api.codec import Codec
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, serve
 from batching.mux import BatchMux, BatchPolicy
-from core.pipeline import Catalog, PipelineSpec
+from core.catalog import Catalog
+from core.pipeline import PipelineSpec
 from core.request import InferenceRequest
 from core.result import InferenceResult
 from core.service import Health, port

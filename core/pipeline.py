@@ -1,13 +1,12 @@
 """What a model is to the rest of the house: a row of facts and three methods."""
 
 import difflib
-import math
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from core.errors import RequestError
+from core.limits import fit_area, invalid, round_up, within
 from core.request import SEED_MAX, Image, InferenceRequest, Size, Task
 from core.result import InferenceResult
 
@@ -43,7 +42,7 @@ class BatchKey:
 
 
 MAX_TIMEOUT = 86_400.0  # seconds
-Number = TypeVar("Number", int, float)
+MAX_ADAPTER_SCALE = 4.0
 
 
 class RowState(Protocol):
@@ -90,6 +89,13 @@ class PipelineSpec:
     patch:     pixels per transformer token along one side.
     reference_multiple: references are rounded to this many pixels (upstream: 32).
     references_within_output: references are never larger than the output, for a model trained so.
+    strength:  None where pictures enter as references; a number where an edit begins at the picture itself,
+               noised: the part of the schedule that is run when a request does not say.
+    masks:     an edit can be kept to a part of the picture.
+    step_cache: steps can reuse the blocks after the first.
+    lightning_steps: steps of the few-step form in effect; None for the full model.
+    adapters:  ids of the LoRAs that a request may ask for. adapters_refused: why none can be taken, as a
+               sentence with its remedy.
     """
 
     name: str
@@ -113,6 +119,13 @@ class PipelineSpec:
     max_images: int = 3
     max_aspect: float = 8.0
     max_prompt_chars: int = 4000
+    strength: float | None = None
+    masks: bool = False
+    step_cache: bool = False
+    lightning_steps: int | None = None
+    adapters: frozenset[str] = frozenset()
+    adapters_refused: str | None = None
+    max_adapters: int = 4
     needs_gpu: bool = True
     vram_gb: float | None = None
     licence: str = ""
@@ -130,6 +143,10 @@ class PipelineSpec:
         steps: int | None = None,
         cfg: float | None = None,
         seed: int | None = None,
+        strength: float | None = None,
+        mask: Image | None = None,
+        adapters: Sequence[tuple[str, float]] = (),
+        step_cache: float | None = None,
         timeout: float | None = None,
     ) -> InferenceRequest:
         """Check a caller's wishes against this model and fill in what was left open.
@@ -138,29 +155,26 @@ class PipelineSpec:
         ``invalid_parameter`` naming field, limit, value and remedy.
         """
         if task not in self.tasks:
-            raise _invalid("task", f"{self.name} cannot {task}; it can {', '.join(sorted(self.tasks))}")
+            raise invalid("task", f"{self.name} cannot {task}; it can {', '.join(sorted(self.tasks))}")
         self._check_text("prompt", prompt, empty_allowed=False)
         self._check_text("negative_prompt", negative_prompt or "", empty_allowed=True)
-        if task is Task.EDIT and not 1 <= len(images) <= self.max_images:
-            raise _invalid(
-                "images", f"{self.name} edits 1 to {self.max_images} images; {len(images)} were given"
-            )
-        for image in images:
-            self._check_aspect("images", image.size)
-        steps = self.steps if steps is None else _within("steps", steps, 1, self.max_steps)
-        cfg = self.cfg if cfg is None else float(_within("cfg", cfg, 0.0, self.max_cfg))
+        self._check_images(task, images, mask)
+        steps = self.steps if steps is None else within("steps", steps, 1, self.max_steps)
+        cfg = self.cfg if cfg is None else float(within("cfg", cfg, 0.0, self.max_cfg))
         if seed is None or seed == -1:
             seed = secrets.randbelow(2**32)
-        _within("seed", seed, 0, SEED_MAX)
+        within("seed", seed, 0, SEED_MAX)
         if timeout is not None:
-            _within("timeout", timeout, 0.001, MAX_TIMEOUT)
-        size = self._size(width, height, images)
-        canvas = (_round_up(size[0], self.patch), _round_up(size[1], self.patch))
+            within("timeout", timeout, 0.001, MAX_TIMEOUT)
+        strength = self._strength(task, strength, steps)
+        size = self._size(width, height, images if mask is None else images[:1])
+        canvas = (round_up(size[0], self.patch), round_up(size[1], self.patch))
         area = self.reference_area
         if self.references_within_output:
             area = min(area, canvas[0] * canvas[1])
-        references = tuple(fit_area(i.size, area, self.reference_multiple) for i in images)
-        conditions = tuple(fit_area(i.size, self.condition_area, self.reference_multiple) for i in images)
+        seen = images if self.strength is None else ()
+        references = tuple(fit_area(i.size, area, self.reference_multiple) for i in seen)
+        conditions = tuple(fit_area(i.size, self.condition_area, self.reference_multiple) for i in seen)
         patch_area = self.patch**2
         tokens = sum(w * h // patch_area for w, h in (canvas, *references))
         return InferenceRequest(
@@ -178,18 +192,94 @@ class PipelineSpec:
             cfg=cfg,
             seed=seed,
             tokens=tokens * (2 if cfg > 1.0 else 1),
+            adapters=self._adapters(adapters),
+            strength=strength,
+            mask=mask,
+            step_cache=self._step_cache(step_cache),
             timeout=timeout,
         )
 
+    def _check_images(self, task: Task, images: tuple[Image, ...], mask: Image | None) -> None:
+        if task is Task.EDIT and not 1 <= len(images) <= self.max_images:
+            raise invalid(
+                "images", f"{self.name} edits 1 to {self.max_images} images; {len(images)} were given"
+            )
+        if task is Task.GENERATE and images:
+            raise invalid("images", f"{self.name} makes a picture of a text alone; leave images out")
+        for image in images:
+            self._check_aspect("images", image.size)
+        if mask is None:
+            return
+        if not self.masks:
+            raise invalid("mask", f"{self.name} takes no mask; leave it out or choose a model that does")
+        if task is not Task.EDIT:
+            raise invalid("mask", "a mask needs a picture to apply to; send one")
+        if mask.size != images[0].size:
+            shown, other = ("{}x{}".format(*size) for size in (mask.size, images[0].size))
+            raise invalid("mask", f"mask of {shown} does not fit the first picture of {other}; resize it")
+
+    def _strength(self, task: Task, strength: float | None, steps: int) -> float | None:
+        if self.strength is None:
+            if strength is not None:
+                raise invalid("strength", f"{self.name} takes no strength; say how much in the prompt")
+            return None
+        if task is not Task.EDIT:
+            if strength is not None:
+                raise invalid("strength", "strength needs a picture to begin with; send one or leave it out")
+            return None
+        if strength is None:
+            # One step is all of a one-step schedule or nothing of it.
+            return self.strength if int(steps * self.strength) >= 1 else 1.0
+        within("strength", strength, 0.0, 1.0)
+        if int(steps * strength) < 1:
+            raise invalid(
+                "strength",
+                f"strength {strength:g} of {steps} steps leaves none to run; raise one of the two",
+            )
+        return float(strength)
+
+    def _adapters(self, wanted: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+        if not wanted:
+            return ()
+        if self.adapters_refused is not None:
+            raise invalid("loras", self.adapters_refused)
+        if len(wanted) > self.max_adapters:
+            raise invalid(
+                "loras", f"{len(wanted)} loras are over the limit of {self.max_adapters}; send fewer"
+            )
+        for name, scale in wanted:
+            if name not in self.adapters:
+                near = difflib.get_close_matches(name[:200], self.adapters, n=1)
+                known = ", ".join(sorted(self.adapters)[:20]) or "none"
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
+                raise invalid("loras", f"no such lora for {self.name}; {hint}")
+            within("loras", scale, -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
+        if len({name for name, _ in wanted}) < len(wanted):
+            raise invalid("loras", "a lora is named twice; add up its scales")
+        return tuple(sorted((name, float(scale)) for name, scale in wanted))
+
+    def _step_cache(self, threshold: float | None) -> float:
+        if not threshold:
+            return 0.0
+        if not self.step_cache:
+            raise invalid("step_cache", f"{self.name} computes every step in full; leave step_cache out")
+        if self.lightning_steps is not None:
+            raise invalid(
+                "step_cache",
+                f"{self.name} runs {self.lightning_steps} Lightning steps, too unlike each other to reuse; "
+                "leave step_cache out",
+            )
+        return float(within("step_cache", threshold, 0.0, 1.0))
+
     def _check_text(self, field: str, text: str, *, empty_allowed: bool) -> None:
         if not empty_allowed and not text.strip():
-            raise _invalid(field, f"{field} is empty; say what to do")
+            raise invalid(field, f"{field} is empty; say what to do")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise _invalid(field, f"{field} holds half a character pair; send valid Unicode") from None
+            raise invalid(field, f"{field} holds half a character pair; send valid Unicode") from None
         if len(text) > self.max_prompt_chars:
-            raise _invalid(
+            raise invalid(
                 field,
                 f"{field} of {len(text)} characters is over the limit of {self.max_prompt_chars}; shorten it",
             )
@@ -212,75 +302,14 @@ class PipelineSpec:
             width = max(1, round(height * source[0] / source[1]))
         elif height is None:
             height = max(1, round(width * source[1] / source[0]))
-        _within("width", width, self.min_side, self.max_side)
-        _within("height", height, self.min_side, self.max_side)
+        within("width", width, self.min_side, self.max_side)
+        within("height", height, self.min_side, self.max_side)
         self._check_aspect("width", (width, height))
         return width, height
 
     def _check_aspect(self, field: str, size: Size) -> None:
         if max(size) > self.max_aspect * min(size):
-            raise _invalid(
+            raise invalid(
                 field,
                 f"{size[0]}x{size[1]} is over the limit of {self.max_aspect:g}:1; bring the sides closer",
             )
-
-
-class Catalog:
-    """The models this process may serve, by name, source and alias, and the one meant when none is named.
-
-    Raises ``ValueError`` when two rows share a name, ``RequestError`` for an unknown default.
-    """
-
-    def __init__(self, specs: Iterable[PipelineSpec], default: str) -> None:
-        self._specs = {spec.name: spec for spec in specs}
-        self._names: dict[str, str] = {}
-        for spec in self._specs.values():
-            for name in (spec.name, spec.source, *spec.aliases):
-                if self._names.setdefault(name.lower(), spec.name) != spec.name:
-                    raise ValueError(f"{name!r} names both {self._names[name.lower()]} and {spec.name}")
-        self.default = self.get(default)
-
-    def get(self, name: str | None) -> PipelineSpec:
-        """The row of a name or alias (case-insensitive). Raises ``RequestError`` ``model_not_found``."""
-        if name is None:
-            return self.default
-        known = self._names.get(name.strip().lower())
-        if known is None:
-            near = difflib.get_close_matches(name.strip().lower()[:200], self._names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._specs)}"
-            raise RequestError("model_not_found", f"no such model here; {hint}", param="model")
-        return self._specs[known]
-
-    def __iter__(self) -> Iterator[PipelineSpec]:
-        return iter(self._specs.values())
-
-
-def fit_area(size: Size, area: int, multiple: int) -> Size:
-    """The size of ``size``'s aspect with about ``area`` pixels, each side a multiple of ``multiple``.
-
-    Source: ``calculate_dimensions`` of diffusers' ``pipeline_qwenimage_edit_plus.py``, with one
-    multiple as the floor so that an extreme aspect cannot round a side to zero.
-    """
-    ratio = size[0] / size[1]
-    width = math.sqrt(area * ratio)
-    height = width / ratio
-    return (
-        max(multiple, round(width / multiple) * multiple),
-        max(multiple, round(height / multiple) * multiple),
-    )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def _within(field: str, value: Number, low: Number, high: Number) -> Number:
-    if not low <= value <= high:  # also refuses NaN
-        # A number of a thousand digits is not worth repeating, and cannot be made a float.
-        shown = f" {value}" if abs(value) < 1e15 or value != value else ""
-        raise _invalid(field, f"{field}{shown} is outside {low} to {high}; choose one inside")
-    return value
-
-
-def _invalid(field: str, message: str) -> RequestError:
-    return RequestError("invalid_parameter", message, param=field)

@@ -60,6 +60,12 @@ class InferenceRequest:
     cfg:        true classifier-free guidance scale; 1.0 means unguided.
     seed:       0 ... SEED_MAX.
     tokens:     transformer tokens of one forward of this row (both rows when guided).
+    adapters:   (id, scale) of each LoRA over the model, ordered by id.
+    strength:   part of the schedule that is run, from a noised picture on: 0 < strength <= 1. None where
+                pictures are references, and for GENERATE.
+    mask:       white is painted anew, black is kept; as large as the first picture.
+    step_cache: relative change of the first block's output below which a step reuses the blocks after it,
+                0 ... 1; 0 computes every step in full.
     timeout:    seconds from submission to the last useful moment of an answer; None is no limit.
     """
 
@@ -78,6 +84,9 @@ class InferenceRequest:
     seed: int
     tokens: int
     adapters: tuple[tuple[str, float], ...] = ()
+    strength: float | None = None
+    mask: Image | None = None
+    step_cache: float = 0.0
     timeout: float | None = None
 
     @property
@@ -85,7 +94,13 @@ class InferenceRequest:
         return self.cfg > 1.0
 
     @property
+    def steps_run(self) -> int:
+        """Steps that are computed: the end of the schedule alone when a picture is only partly redrawn."""
+        return self.steps if self.strength is None else int(self.steps * self.strength)
+
+    @property
     def nbytes(self) -> int:
         """Memory that waiting costs: pixels and text."""
-        pixels = sum(len(image.pixels) for image in self.images)
+        pictures = self.images if self.mask is None else (*self.images, self.mask)
+        pixels = sum(len(image.pixels) for image in pictures)
         return pixels + len(self.prompt) + len(self.negative_prompt)

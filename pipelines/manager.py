@@ -13,47 +13,17 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
+from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
-from core.pipeline import Catalog, Pipeline, PipelineSpec
+from core.pipeline import PipelineSpec
 from pipelines.importing import undisturbed
+from pipelines.options import Factory, Lightning, LoadedPipeline, ModelOptions, Precision, Tuning
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], None]  # component, its number from 1, of how many
 FIRST_RETRY, LONGEST_RETRY = 5.0, 120.0  # seconds
-
-
-class LoadedPipeline(Pipeline[Any], Protocol):
-    """What a factory gives back: a pipeline and what health reports of it."""
-
-    lightning_enabled: bool
-    caches: Mapping[str, dict[str, int]]  # counters by cache; holds no tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelOptions:
-    """How models are loaded and kept.
-
-    model_dir: a checkpoint's folder for the default model, in place of its source.
-    token: for gated or private repositories of the model hub.
-    cache_dir: where built-in checkpoints are written.
-    precision: of the weights on a GPU; a CPU computes in fp32.
-    condition_cache_bytes: per loaded model; 0 is off.
-    """
-
-    model_dir: Path | None = None
-    local_only: bool = False
-    token: str | None = field(default=None, repr=False)
-    cache_dir: Path = Path("~/.cache/batchmux")
-    precision: Literal["bf16", "fp32"] = "bf16"
-    max_models: int = 1
-    condition_cache_bytes: int = 256 * 2**20
-
-
-Factory = Callable[[PipelineSpec, ModelOptions, Report], LoadedPipeline]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,10 +127,7 @@ class ModelManager:
             self._publish("loading", f"{spec.name} is loading: {evicted} makes room for it")
             _free_memory()
 
-        def report(component: str, number: int, total: int) -> None:
-            self._publish("loading", f"{spec.name} is loading: {component} ({number} of {total})")
-
-        pipeline = load(spec, self._options_for(spec), report)
+        pipeline = load(spec, self._options_for(spec), _Announcer(spec.name, self._publish))
         self._loaded[spec.name] = pipeline
         self._failures.pop(spec.name, None)
         self._publish("ready", f"{spec.name} is loaded")
@@ -204,6 +171,27 @@ class ModelManager:
                 for cache, counts in pipeline.caches.items()
             },
         )
+
+
+def model_options(
+    *, precision: Mapping[str, Any], lightning: Mapping[str, Any], tuning: Mapping[str, Any], **rest: Any
+) -> ModelOptions:
+    """Of plain values, as the settings hold them."""
+    return ModelOptions(
+        precision=Precision(**precision), lightning=Lightning(**lightning), tuning=Tuning(**tuning), **rest
+    )
+
+
+class _Announcer:
+    """The ``Report`` of one load, as sentences."""
+
+    def __init__(self, name: str, publish: Callable[[str, str], None]) -> None:
+        self._name, self._publish = name, publish
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        self._publish("loading", f"{self._name} is loading: {name} ({number} of {total})")
+
+    def bytes(self, done: int, total: int) -> None: ...
 
 
 def _factory(spec: PipelineSpec) -> Factory:

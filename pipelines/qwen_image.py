@@ -17,9 +17,9 @@ from core.result import InferenceResult
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish
-from pipelines.loading import Components, load_components
-from pipelines.manager import ModelOptions, Report
+from pipelines.options import ModelOptions, Report
 from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder
+from pipelines.qwen_loading import Components, load_components
 from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, PromptEncoder
 from pipelines.qwen_vae import SCALE, PictureVae, pack
 

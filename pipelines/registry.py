@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from core.pipeline import Catalog, PipelineSpec
+from core.catalog import Catalog
+from core.pipeline import PipelineSpec
 
 _EDIT = "pipelines.qwen_image:load_edit"
 _EDIT_PLUS = "pipelines.qwen_image:load_edit_plus"

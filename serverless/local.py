@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.pipeline import Catalog
+from core.catalog import Catalog
 from core.request import Image, InferenceRequest, Size
 from core.result import InferenceResult, OnProgress
 from core.service import Submit

@@ -12,8 +12,8 @@ from api.fetch import GuardedFetch
 from api.flat import FlatDialect
 from api.images import ImageLimits
 from api.intake import ImageIntake, IntakeOptions
+from core.catalog import Catalog
 from core.errors import CapacityError, ServingError
-from core.pipeline import Catalog
 from core.service import Admit, HealthProbe, Submit
 from serverless import worker
 from serverless.bucket import Bucket

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest, Task
-from pipelines.manager import ModelOptions
+from pipelines.options import ModelOptions, Silent
 from pipelines.qwen_image import load_edit_plus
 from pipelines.registry import catalog
 from training.lightning import TARGET as LIGHTNING_FILE
@@ -46,7 +46,7 @@ class Editor:
 
     def __init__(self, steps: int, side: int, *, lightning: bool) -> None:
         self.spec: PipelineSpec = catalog("pocket-edit", reference_area=side * side, steps=steps).default
-        self._pipeline = load_edit_plus(self.spec, ModelOptions(), lambda *_: None)
+        self._pipeline = load_edit_plus(self.spec, ModelOptions(), Silent())
         self._side = side
         if lightning:
             make_lightning(self._pipeline)

@@ -20,8 +20,9 @@ from dataclasses import replace
 from api.app import ApiOptions, create_app
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, serve
+from core.catalog import Catalog
 from core.errors import CapacityError
-from core.pipeline import Catalog, PipelineSpec
+from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
 from core.service import Health

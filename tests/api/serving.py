@@ -21,8 +21,9 @@ from PIL import Image as Pillow
 from api.app import ApiOptions, create_app
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
+from core.catalog import Catalog
 from core.errors import ServingError
-from core.pipeline import Catalog, PipelineSpec
+from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
 from core.service import Health

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.catalog import Catalog
 from core.errors import RequestError, ServingError
-from core.pipeline import BatchKey, Catalog, PipelineSpec, fit_area
+from core.limits import fit_area
+from core.pipeline import BatchKey, PipelineSpec
 from core.request import Image, InferenceRequest, Task
 
 SPEC = PipelineSpec(name="row", factory="m:f", source="builtin:row", aliases=("Org/Row",))

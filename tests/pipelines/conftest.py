@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from core.pipeline import PipelineSpec
-from pipelines.loading import Components, load_components, read_processor
-from pipelines.manager import ModelOptions
+from pipelines.options import ModelOptions, Silent
 from pipelines.pocket.builder import build
 from pipelines.qwen_image import QwenImageEdit
+from pipelines.qwen_loading import Components, load_components, read_processor
 from pipelines.qwen_text import NUMBERED_PICTURES
 from pipelines.registry import catalog
 
@@ -41,7 +41,7 @@ def checkpoint(options: ModelOptions) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(spec: PipelineSpec, options: ModelOptions) -> Components:
-    return load_components(spec, options, lambda *_: None, pipeline_class="QwenImageEditPlusPipeline")
+    return load_components(spec, options, Silent(), pipeline_class="QwenImageEditPlusPipeline")
 
 
 @pytest.fixture(scope="session")

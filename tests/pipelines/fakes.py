@@ -8,7 +8,7 @@ from typing import Any
 
 from core.errors import DeviceLost, OutOfDeviceMemory
 from core.pipeline import PipelineSpec
-from pipelines.manager import ModelOptions, Report
+from pipelines.options import ModelOptions, Report
 
 
 class FakePipeline:
@@ -61,7 +61,7 @@ def load_on_lost_device(spec: PipelineSpec, options: ModelOptions, report: Repor
 
 def load_through_gate(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipeline:
     gate = GATES[spec.source]
-    report("transformer", 2, 3)
+    report.stage("transformer", 2, 3)
     gate.reached.set()
     assert gate.opened.wait(10)
     return FakePipeline(spec, options)

@@ -13,7 +13,8 @@ import pytest
 from core.errors import ExecutionError
 from core.pipeline import BatchKey, Pipeline
 from core.request import InferenceRequest
-from pipelines.manager import ModelManager, ModelOptions
+from pipelines.manager import ModelManager
+from pipelines.options import ModelOptions
 from pipelines.registry import SPECS, catalog
 from tests.pipelines import edits
 

@@ -11,16 +11,25 @@ import torch
 
 from core.errors import CapacityError
 from core.pipeline import PipelineSpec
-from pipelines.loading import Components, load_components, read_processor
-from pipelines.manager import ModelOptions
+from pipelines.options import ModelOptions, Silent
+from pipelines.qwen_loading import Components, load_components, read_processor
 from pipelines.registry import catalog
 from tests.pipelines.edits import PROMPTS
 
 PLUS = "QwenImageEditPlusPipeline"
 
 
-def quiet(component: str, number: int, total: int) -> None:
-    pass
+quiet = Silent()
+
+
+class Noted(Silent):
+    """A report that remembers its stages."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int, int]] = []
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        self.stages.append((name, number, total))
 
 
 @pytest.fixture
@@ -38,10 +47,10 @@ def test_a_cpu_computes_in_fp32(parts: Components) -> None:
 
 def test_progress_names_each_component(spec: PipelineSpec, options: ModelOptions) -> None:
     """Loading the real weights takes minutes; a person wants to know where it is."""
-    seen: list[tuple[str, int, int]] = []
-    load_components(spec, options, lambda *step: seen.append(step), pipeline_class=PLUS)
+    noted = Noted()
+    load_components(spec, options, noted, pipeline_class=PLUS)
     names = ["checkpoint", "processor", "text_encoder", "transformer", "vae"]
-    assert seen == [(name, number, 5) for number, name in enumerate(names, start=1)]
+    assert noted.stages == [(name, number, 5) for number, name in enumerate(names, start=1)]
 
 
 def test_a_folder_can_stand_in_for_the_source(spec: PipelineSpec, copied: Path) -> None:

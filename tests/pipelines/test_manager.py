@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, RequestError
-from core.pipeline import Catalog, PipelineSpec
-from pipelines.manager import ModelManager, ModelOptions
+from core.pipeline import PipelineSpec
+from pipelines.manager import ModelManager
+from pipelines.options import ModelOptions
 from pipelines.registry import SPECS
 from tests.pipelines import fakes
 

@@ -10,8 +10,8 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 
 from core.pipeline import PipelineSpec
 from core.request import InferenceRequest
-from pipelines.loading import Components
 from pipelines.qwen_image import QwenImageEdit
+from pipelines.qwen_loading import Components
 from pipelines.qwen_text import NUMBERED_PICTURES
 from tests.pipelines.edits import ask, picture, run_joining, run_to_end
 

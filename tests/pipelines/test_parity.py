@@ -13,8 +13,8 @@ from PIL import Image as pillow
 
 from core.pipeline import PipelineSpec
 from core.request import InferenceRequest
-from pipelines.loading import Components
 from pipelines.qwen_image import QwenImageEdit
+from pipelines.qwen_loading import Components
 from pipelines.qwen_text import ONE_PICTURE
 from tests.pipelines.edits import ask, edit, picture, pixels, run_to_end
 

@@ -9,9 +9,9 @@ import torch
 
 from core.errors import OutOfDeviceMemory, RequestError
 from core.pipeline import PipelineSpec
-from pipelines.loading import Components
 from pipelines.pocket.vocabulary import CONTROL_TOKENS
 from pipelines.qwen_image import QwenImageEdit
+from pipelines.qwen_loading import Components
 from pipelines.qwen_text import NUMBERED_PICTURES
 from pipelines.registry import catalog
 from tests.pipelines.edits import ask, edit, picture, pixels

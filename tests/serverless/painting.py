@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.catalog import Catalog
 from core.errors import DeviceLost
-from core.pipeline import Catalog, PipelineSpec
+from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 

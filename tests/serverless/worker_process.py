@@ -14,7 +14,8 @@ import handler
 import settings
 from core.errors import CapacityError
 from core.pipeline import PipelineSpec
-from pipelines.manager import ModelManager, ModelOptions, Report
+from pipelines.manager import ModelManager
+from pipelines.options import ModelOptions, Report
 from tests.serverless.edits import job
 from tests.serverless.painting import CATALOG, LOST, PaintingPipeline
 

@@ -10,20 +10,19 @@ from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     Field,
     SecretStr,
     ValidationError,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-MIB = 2**20
+from settings.model import MIB as MIB
+from settings.model import ModelSettings, UserPath
 
 
-class Settings(BaseSettings):
+class Settings(ModelSettings):
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
@@ -39,65 +38,6 @@ class Settings(BaseSettings):
         description="port to listen on (API_PORT, else PORT, else APP_PORT)",
     )
     api_workers: int = Field(1, ge=1, description="server processes; one process owns one device")
-
-    # Model
-    default_model: str = Field(
-        "qwen-image-edit-2509",
-        validation_alias=AliasChoices("default_model", "model_id"),
-        description="registry name, hub id or alias to serve (DEFAULT_MODEL, else MODEL_ID)",
-    )
-    allowed_models: Annotated[frozenset[str], NoDecode] = Field(
-        frozenset(),
-        description="further models that a request may name, comma-separated; each is loaded when asked for",
-    )
-    model_dir: UserPath | None = Field(
-        None, description="folder of the default model's checkpoint, instead of its hub id"
-    )
-    local_only: bool = Field(False, description="1 never asks a model hub for anything")
-    hf_token: SecretStr | None = Field(None, description="token for gated checkpoints of the model hub")
-    hf_endpoint: str = Field("https://huggingface.co", description="address of the model hub")
-    hf_hub_cache: UserPath | None = Field(
-        None,
-        validation_alias=AliasChoices("hf_hub_cache", "huggingface_hub_cache"),
-        description="folder of downloaded checkpoints (default: HF_HOME/hub)",
-    )
-    hf_home: UserPath = Field(
-        Path("~/.cache/huggingface"), validate_default=True, description="home of the model hub's client"
-    )
-    cache_dir: UserPath = Field(
-        Path("~/.cache/batchmux"),
-        validate_default=True,
-        description="where the built-in pocket checkpoint is built",
-    )
-    precision_mode: Literal["bf16", "fp32"] = Field(
-        "bf16", description="number format of the weights on a GPU; a CPU always computes in fp32"
-    )
-    max_models_cache: int = Field(
-        1, ge=1, description="models kept loaded; the least recently used leaves first"
-    )
-    reference_area: int | None = Field(
-        None,
-        ge=64 * 64,
-        le=2048 * 2048,
-        description="pixels at which input images enter the model; fewer is faster (default: the row's own)",
-    )
-    condition_area: int | None = Field(
-        None,
-        ge=64 * 64,
-        le=1024 * 1024,
-        description="pixels at which input images are shown to the text encoder (default: the model's own)",
-    )
-    default_steps: int | None = Field(
-        None, ge=1, le=100, description="denoising steps when a request names none (default: the model's own)"
-    )
-    default_cfg_scale: float | None = Field(
-        None, ge=0, le=20, description="guidance scale when a request names none (default: the model's own)"
-    )
-    condition_cache_mb: int = Field(
-        256,
-        ge=0,
-        description="memory for prompt embeddings and reference latents that recur; 0 turns the cache off",
-    )
 
     # Batching
     batch_size: int = Field(4, ge=1, le=64, description="most requests in one forward")
@@ -173,7 +113,7 @@ class Settings(BaseSettings):
     def _strip(cls, value: object) -> object:
         return value.strip() if isinstance(value, str) else value
 
-    @field_validator("precision_mode", "batch_join", "batch_order", "output_format", mode="before")
+    @field_validator("batch_join", "batch_order", "output_format", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -183,7 +123,7 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("allowed_models", "fetch_allow_hosts", mode="before")
+    @field_validator("fetch_allow_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -212,30 +152,6 @@ class Settings(BaseSettings):
     # The settings in the words, and the units, of the parts that take them.
 
     @property
-    def row(self) -> dict[str, Any]:
-        """For ``pipelines.registry.catalog``."""
-        return {
-            "allowed": self.allowed_models,
-            "reference_area": self.reference_area,
-            "condition_area": self.condition_area,
-            "steps": self.default_steps,
-            "cfg": self.default_cfg_scale,
-        }
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """For ``pipelines.manager.ModelOptions``."""
-        return {
-            "model_dir": self.model_dir,
-            "local_only": self.local_only,
-            "token": self.hf_token.get_secret_value() if self.hf_token else None,
-            "cache_dir": self.cache_dir,
-            "precision": self.precision_mode,
-            "max_models": self.max_models_cache,
-            "condition_cache_bytes": self.condition_cache_mb * MIB,
-        }
-
-    @property
     def batching(self) -> dict[str, Any]:
         """For ``batching.policy.BatchPolicy``."""
         return {
@@ -247,20 +163,6 @@ class Settings(BaseSettings):
             "join": self.batch_join,
             "order": self.batch_order,
         }
-
-    @property
-    def hub_cache(self) -> Path:
-        """Where downloaded checkpoints lie."""
-        return self.hf_hub_cache or self.hf_home / "hub"
-
-
-# Settings of the seed's worker that change the picture or the memory, and that this version does
-# not have. Ignoring them would be a lie; a false value is what this version does anyway.
-_UNBUILT = {
-    "USE_LIGHTNING_LORA": "Lightning is not in this version; set it to 0",
-    "INT8_CPU_OFFLOAD": "8-bit is not in this version; set it to 0",
-    "GPU_MAX_GIB": "a memory ceiling is not in this version; unset it",
-}
 
 
 class BadSettings(Exception):
@@ -289,11 +191,7 @@ def load() -> Settings:
         # The libraries that read these look at the process environment only, never at .env.
         if value and name.startswith(("HF_", "HUGGINGFACE_", "RUNPOD_")):
             os.environ.setdefault(name, value)
-    lines = [
-        f"{name}: {remedy}"
-        for name, remedy in _UNBUILT.items()
-        if given.get(name, "").strip().lower() not in {"", "0", "false", "no", "off"}
-    ]
+    lines: list[str] = []
     try:
         settings = Settings()
     except ValidationError as error:
