@@ -56,7 +56,7 @@ class Job:
     batch_size: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.remaining = self.request.steps
+        self.remaining = self.request.steps_run
 
     @property
     def id(self) -> str:

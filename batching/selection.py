@@ -86,7 +86,7 @@ class Selection:
     def _overdue(self, lanes: Iterable[Lane], best: Lane, rows: Sequence[Job], now: float) -> bool:
         """Whether one of ``lanes`` would be held up for too long by another step of ``best``."""
         step = best.times.estimate(len(rows))
-        batch = step * max((job.request.steps for job in rows), default=0)
+        batch = step * max((job.request.steps_run for job in rows), default=0)
         since = min(lane.unserved_since for lane in lanes)
         return now + step - since > self._policy.patience * batch
 
@@ -113,7 +113,7 @@ class Selection:
 
     def _linger(self, lane: Lane, rows: Sequence[Job], now: float) -> float:
         """Until when a one-step batch that is not full should wait for callers about to return."""
-        if lane.running or len(rows) != lane.waiting or rows[0].request.steps != 1:
+        if lane.running or len(rows) != lane.waiting or rows[0].request.steps_run != 1:
             return now
         if len(rows) >= lane.times.width(lane.most_rows(now), self._policy.min_gain):
             return now

@@ -183,5 +183,5 @@ class Service:
 
 
 def progress_of(job: Job, position: int | None = None) -> Progress:
-    steps = job.request.steps
+    steps = job.request.steps_run
     return Progress(state=str(job.state), step=steps - job.remaining, steps=steps, position=position)

@@ -19,8 +19,8 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as upstream
 from PIL import Image as pillow
 
-from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest, Task
+from core.spec import PipelineSpec
 from pipelines.checkpoint import find_checkpoint
 from pipelines.options import ModelOptions, Silent
 from pipelines.qwen_image import QwenImageEdit, load_edit_plus

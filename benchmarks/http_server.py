@@ -15,10 +15,10 @@ from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, serve
 from batching.mux import BatchMux, BatchPolicy
 from core.catalog import Catalog
-from core.pipeline import PipelineSpec
 from core.request import InferenceRequest
 from core.result import InferenceResult
 from core.service import Health, port
+from core.spec import PipelineSpec
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from core.errors import RequestError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 
 
 class Catalog:

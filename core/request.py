@@ -58,6 +58,7 @@ class InferenceRequest:
     condition_sizes: the size at which each input image is shown to the text encoder.
     steps:      denoising steps, >= 1.
     cfg:        true classifier-free guidance scale; 1.0 means unguided.
+    negative_prompt: what guidance steers away from; None is no text at all.
     seed:       0 ... SEED_MAX.
     tokens:     transformer tokens of one forward of this row (both rows when guided).
     adapters:   (id, scale) of each LoRA over the model, ordered by id.
@@ -73,7 +74,7 @@ class InferenceRequest:
     task: Task
     model: str
     prompt: str = field(repr=False)
-    negative_prompt: str = field(default=" ", repr=False)
+    negative_prompt: str | None = field(default=" ", repr=False)
     images: tuple[Image, ...] = ()
     size: Size
     canvas: Size
@@ -103,4 +104,4 @@ class InferenceRequest:
         """Memory that waiting costs: pixels and text."""
         pictures = self.images if self.mask is None else (*self.images, self.mask)
         pixels = sum(len(image.pixels) for image in pictures)
-        return pixels + len(self.prompt) + len(self.negative_prompt)
+        return pixels + len(self.prompt) + len(self.negative_prompt or "")

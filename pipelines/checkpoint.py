@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from core.errors import CapacityError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.options import ModelOptions
 
 _FILES = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]

@@ -10,7 +10,7 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.checkpoint import check_class, find_checkpoint
 from pipelines.device import pick_device
 from pipelines.options import ModelOptions, Report

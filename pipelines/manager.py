@@ -17,7 +17,7 @@ from typing import Any
 
 from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.importing import undisturbed
 from pipelines.options import Factory, Lightning, LoadedPipeline, ModelOptions, Precision, Tuning
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from core.pipeline import Pipeline, PipelineSpec
+from core.pipeline import Pipeline
 from core.request import Size
+from core.spec import PipelineSpec
 
 Mode = Literal["bf16", "fp16", "fp32", "8bit", "4bit"]
 EightBit = Literal["auto", "bitsandbytes", "torchao-int8", "torchao-fp8", "fp8-layerwise"]

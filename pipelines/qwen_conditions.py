@@ -106,7 +106,7 @@ class ConditionEncoder:
 def _asks(request: InferenceRequest) -> tuple[Ask, Ask | None]:
     keys = _condition_keys(request)
     prompt = Ask(request.prompt, keys, "prompt")
-    return prompt, Ask(request.negative_prompt, keys, "negative_prompt") if request.guided else None
+    return prompt, Ask(request.negative_prompt or " ", keys, "negative_prompt") if request.guided else None
 
 
 def _condition_keys(request: InferenceRequest) -> tuple[PictureKey, ...]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
+from core.spec import PipelineSpec
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish

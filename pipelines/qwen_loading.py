@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForCond
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.device import device_errors
 from pipelines.loading import Loader
 from pipelines.options import ModelOptions, Report

@@ -1,9 +1,10 @@
 """The models this worker knows, as rows of facts. Importing it loads no model library."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from core.catalog import Catalog
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 
 _EDIT = "pipelines.qwen_image:load_edit"
 _EDIT_PLUS = "pipelines.qwen_image:load_edit_plus"
@@ -74,20 +75,24 @@ def catalog(
 ) -> Catalog:
     """The default's row and those ``allowed`` by name, with the operator's wishes in place of their figures.
 
+    Areas are for every row, steps and cfg for the default's alone.
+
     A row that nobody allowed is unknown: one request for it would throw out the model in use and start
     a download of tens of gigabytes. None keeps a row's own figure.
 
     reference_area, condition_area: pixels. steps: 1 to the row's ``max_steps``. cfg: >= 0.
     Raises ``RequestError`` ``model_not_found`` when no row is called ``default``, or as one of ``allowed``.
     """
-    wishes = {
-        "reference_area": reference_area,
-        "condition_area": condition_area,
-        "steps": steps,
-        "cfg": cfg,
-    }
-    given = {name: value for name, value in wishes.items() if value is not None}
+    areas = {"reference_area": reference_area, "condition_area": condition_area}
+    figures = {"steps": steps, "cfg": cfg}
     known = Catalog(SPECS, default)
     served = {known.get(name).name for name in (default, *allowed)}
-    rows = [replace(spec, **given) for spec in SPECS if spec.name in served]  # type: ignore[arg-type]
+    rows = [_with(spec, areas) for spec in SPECS if spec.name in served]
+    # Steps and guidance that suit the default would spoil a few-step model beside it.
+    rows = [_with(spec, figures) if spec.name == known.default.name else spec for spec in rows]
     return Catalog(rows, default)
+
+
+def _with(spec: PipelineSpec, wishes: Mapping[str, float | None]) -> PipelineSpec:
+    given = {name: value for name, value in wishes.items() if value is not None}
+    return replace(spec, **given)  # type: ignore[arg-type]

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 
 from core.errors import DeviceLost, ServingError
-from core.pipeline import PipelineSpec
 from core.request import Image, Task
 from core.service import Submit
+from core.spec import PipelineSpec
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import requests
 
 from core.errors import RequestError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from serverless.bucket import Bucket
 from settings import Settings
 

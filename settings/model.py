@@ -79,8 +79,11 @@ class ModelSettings(BaseSettings):
     use_lightning_lora: bool = Field(
         True, description="1 fuses the few-step Lightning LoRA into the default model where its row has one"
     )
-    lightning_steps: Literal[2, 4, 8] | None = Field(
-        None, description="which Lightning LoRA: 2, 4 or 8 steps (default: the row's own choice)"
+    lightning_steps: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="which Lightning LoRA: 4 or 8 steps (default: the row's own); without a file it is off",
     )
     lora_dir: UserPath | None = Field(
         None, description="folder of LoRA files that are here already, asked before the model hub"

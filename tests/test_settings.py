@@ -37,7 +37,7 @@ def test_an_empty_environment_is_enough() -> None:
         ("API_WORKERS", "4"),
         ("PRECISION_MODE", "int8"),
         ("USE_LIGHTNING_LORA", "perhaps"),
-        ("LIGHTNING_STEPS", "5"),
+        ("LIGHTNING_STEPS", "few"),
         ("GPU_MAX_GIB", "0"),
         ("USER_LORAS", "comic"),
         ("WARM_UP", "1024"),

@@ -21,8 +21,8 @@ from PIL import ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest, Task
+from core.spec import PipelineSpec
 from pipelines.options import ModelOptions, Silent
 from pipelines.qwen_image import load_edit_plus
 from pipelines.registry import catalog

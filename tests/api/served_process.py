@@ -22,10 +22,10 @@ from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, serve
 from core.catalog import Catalog
 from core.errors import CapacityError
-from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
 from core.service import Health
+from core.spec import PipelineSpec
 from pipelines.importing import undisturbed
 
 arguments = argparse.ArgumentParser()

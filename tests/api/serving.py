@@ -23,10 +23,10 @@ from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
 from core.catalog import Catalog
 from core.errors import ServingError
-from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
 from core.service import Health
+from core.spec import PipelineSpec
 
 CATALOG = Catalog(
     [PipelineSpec(name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",))],

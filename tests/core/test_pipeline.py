@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from core.catalog import Catalog
 from core.errors import RequestError, ServingError
 from core.limits import fit_area
-from core.pipeline import BatchKey, PipelineSpec
+from core.pipeline import BatchKey
 from core.request import Image, InferenceRequest, Task
+from core.spec import PipelineSpec
 
 SPEC = PipelineSpec(name="row", factory="m:f", source="builtin:row", aliases=("Org/Row",))
 PICTURE = Image(pixels=bytes(3 * 300 * 200), width=300, height=200, digest="d")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.options import ModelOptions, Silent
 from pipelines.pocket.builder import build
 from pipelines.qwen_image import QwenImageEdit

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 
-from core.pipeline import Pipeline, PipelineSpec
+from core.pipeline import Pipeline
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
+from core.spec import PipelineSpec
 
 PROMPTS = (
     "make the sky more dramatic",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DeviceLost, OutOfDeviceMemory
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.options import ModelOptions, Report
 
 

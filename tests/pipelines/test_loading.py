@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.errors import CapacityError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.options import ModelOptions, Silent
 from pipelines.qwen_loading import Components, load_components, read_processor
 from pipelines.registry import catalog

@@ -9,7 +9,7 @@ import pytest
 
 from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, RequestError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.manager import ModelManager
 from pipelines.options import ModelOptions
 from pipelines.registry import SPECS

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
-from core.pipeline import PipelineSpec
 from core.request import InferenceRequest
+from core.spec import PipelineSpec
 from pipelines.qwen_image import QwenImageEdit
 from pipelines.qwen_loading import Components
 from pipelines.qwen_text import NUMBERED_PICTURES

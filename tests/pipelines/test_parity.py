@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image as pillow
 
-from core.pipeline import PipelineSpec
 from core.request import InferenceRequest
+from core.spec import PipelineSpec
 from pipelines.qwen_image import QwenImageEdit
 from pipelines.qwen_loading import Components
 from pipelines.qwen_text import ONE_PICTURE

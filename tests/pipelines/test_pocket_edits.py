@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from core.pipeline import PipelineSpec
 from core.request import Image, Task
+from core.spec import PipelineSpec
 from pipelines.qwen_image import QwenImageEdit
 from pipelines.registry import catalog
 from tests.pipelines.edits import edit, pixels

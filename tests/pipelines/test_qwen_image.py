@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.errors import OutOfDeviceMemory, RequestError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.pocket.vocabulary import CONTROL_TOKENS
 from pipelines.qwen_image import QwenImageEdit
 from pipelines.qwen_loading import Components

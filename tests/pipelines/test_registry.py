@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from core.errors import RequestError
-from core.pipeline import PipelineSpec
 from core.request import Task
+from core.spec import PipelineSpec
 from pipelines.registry import SPECS, catalog
 from tests.pipelines.edits import picture
 

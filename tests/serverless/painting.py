@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from core.catalog import Catalog
 from core.errors import DeviceLost
-from core.pipeline import PipelineSpec
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
+from core.spec import PipelineSpec
 
 POISON = "poison"  # a prompt with which the row's step raises
 NOISE = "noise"  # a prompt whose picture no format makes small

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from serverless.preflight import Finding, findings, report
 from settings import Settings
 from tests.serverless.painting import SPEC

@@ -13,7 +13,7 @@ import threading
 import handler
 import settings
 from core.errors import CapacityError
-from core.pipeline import PipelineSpec
+from core.spec import PipelineSpec
 from pipelines.manager import ModelManager
 from pipelines.options import ModelOptions, Report
 from tests.serverless.edits import job
