@@ -18,29 +18,24 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from settings.http import HttpSettings
 from settings.model import MIB as MIB
 from settings.model import ModelSettings, UserPath
 
 
-class Settings(ModelSettings):
+class Settings(HttpSettings, ModelSettings):
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
 
-    # Mode and address
-    standalone_mode: bool = Field(False, description="1 serves HTTP here; 0 runs the RunPod worker loop")
-    api_host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - the seed's default
-    api_port: int = Field(
-        8000,
-        ge=1,
-        le=65535,
-        validation_alias=AliasChoices("api_port", "port", "app_port"),
-        description="port to listen on (API_PORT, else PORT, else APP_PORT)",
-    )
-    api_workers: int = Field(1, ge=1, description="server processes; one process owns one device")
-
     # Batching
-    batch_size: int = Field(4, ge=1, le=64, description="most requests in one forward")
+    batch_size: int = Field(
+        4,
+        ge=1,
+        le=64,
+        validation_alias=AliasChoices("batch_size", "max_concurrent_jobs"),
+        description="most requests in one forward (BATCH_SIZE, else MAX_CONCURRENT_JOBS)",
+    )
     batch_timeout_ms: float = Field(
         40, ge=0, le=10_000, description="BATCH_JOIN=batch: how long the first request waits for others"
     )
@@ -60,7 +55,11 @@ class Settings(ModelSettings):
         1024, ge=1, description="most memory of accepted requests in MiB; further ones are refused with 429"
     )
     request_timeout_seconds: float = Field(
-        600, gt=0, le=86_400, description="deadline of a request that names none"
+        600,
+        gt=0,
+        le=86_400,
+        validation_alias=AliasChoices("request_timeout_seconds", "timeout_seconds"),
+        description="deadline of a request that names none (else TIMEOUT_SECONDS)",
     )
     drain_seconds: float = Field(
         60, ge=0, le=86_400, description="time that accepted work gets after SIGTERM"
@@ -138,16 +137,6 @@ class Settings(ModelSettings):
             if not (host and colon and port.isdecimal()):
                 raise ValueError("each entry must be host:port, such as files.internal:8080")
         return pairs
-
-    @field_validator("api_workers")
-    @classmethod
-    def _one_process(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError(
-                "one process owns one device, and two would load the model twice; leave it at 1 and start "
-                "one process for each device, each on its own API_PORT, behind a load balancer"
-            )
-        return value
 
     # The settings in the words, and the units, of the parts that take them.
 

@@ -61,7 +61,11 @@ class ModelSettings(BaseSettings):
         None, ge=1, le=100, description="denoising steps when a request names none (default: the model's own)"
     )
     default_cfg_scale: float | None = Field(
-        None, ge=0, le=20, description="guidance scale when a request names none (default: the model's own)"
+        None,
+        ge=0,
+        le=20,
+        validation_alias=AliasChoices("default_cfg_scale", "default_guidance"),
+        description="guidance scale when a request names none (default: the model's own)",
     )
     condition_cache_mb: int = Field(
         256,
