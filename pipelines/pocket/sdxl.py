@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -96,7 +96,7 @@ def build(parent: Path) -> Path:
 
 
 def _write(folder: Path) -> None:
-    vocabulary, merges = _learn()
+    vocabulary, merges = _vocabulary()
     for name, padding in (("tokenizer", _END), ("tokenizer_2", "!")):
         tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=padding, model_max_length=77)
         tokenizer.save_pretrained(folder / name)
@@ -128,21 +128,16 @@ def _text_config(vocabulary: dict[str, int], activation: str) -> CLIPTextConfig:
     )
 
 
-def _learn() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in CLIP's order: bytes, bytes that end a word, merges, control tokens."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,  # more than there are merges: every word above becomes one token
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    learner.train_from_iterator([_WORDS], trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges in CLIP's order: bytes, bytes that end a word, merges, control tokens.
+
+    A word grows letter by letter from its start, so most of those above are one token.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    return {token: number for number, token in enumerate([*tokens, _BEGIN, _END])}, merges
+    merges: dict[tuple[str, str], None] = {}
+    for word in _WORDS.split():
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        for end in range(1, len(pieces)):
+            merges["".join(pieces[:end]), pieces[end]] = None
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), _BEGIN, _END]
+    return {token: number for number, token in enumerate(tokens)}, list(merges)

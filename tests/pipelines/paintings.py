@@ -75,19 +75,19 @@ class Stock:
     """The three pipelines of diffusers over one set of models."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self._text = StableDiffusionXLPipeline.from_pretrained(
+        self.text = StableDiffusionXLPipeline.from_pretrained(
             checkpoint, dtype=torch.float32, add_watermarker=False
         )
-        parts = self._text.components
+        parts = self.text.components
         self._picture = StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
         self._mask = StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
-        for pipeline in (self._text, self._picture, self._mask):
+        for pipeline in (self.text, self._picture, self._mask):
             pipeline.set_progress_bar_config(disable=True)
 
     def run(self, solver: Any, request: InferenceRequest, output_type: str = "latent") -> Any:
         size: dict[str, Any] = {"width": request.canvas[0], "height": request.canvas[1]}
         if not request.images:
-            pipeline, inputs = self._text, size
+            pipeline, inputs = self.text, size
         elif request.mask is None:  # this one takes its size from the picture
             picture = _pillow(request.images[0]).resize(request.canvas, pillow.Resampling.LANCZOS)
             pipeline, inputs = self._picture, {"image": picture, "strength": request.strength}
