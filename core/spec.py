@@ -18,6 +18,8 @@ class PipelineSpec:
 
     factory:   ``"module:callable"``, imported on first use only.
     source:    hub id of the checkpoint, or ``builtin:NAME`` for one this repository builds.
+    denoiser:  ``owner/name/file.safetensors`` of a denoiser that takes the place of the source's own.
+    lightning_lora: ``owner/name/file.safetensors`` of the LoRA that is fused into the source's denoiser.
     output_area / reference_area / condition_area: target pixels; sizes keep the input's aspect.
     patch:     pixels per transformer token along one side. multiple: the canvas is rounded up to this many.
     negative_prompt: of guided requests that name none; None steers away from no text at all.
@@ -36,6 +38,8 @@ class PipelineSpec:
     factory: str
     source: str
     aliases: tuple[str, ...] = ()
+    denoiser: str | None = None
+    lightning_lora: str | None = None
     tasks: frozenset[Task] = frozenset({Task.EDIT})
     steps: int = 40
     cfg: float = 4.0
@@ -64,6 +68,12 @@ class PipelineSpec:
     needs_gpu: bool = True
     vram_gb: float | None = None
     licence: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What callers may call it. The source's id names the row that leaves the source as it is."""
+        changed = self.denoiser is not None or self.lightning_lora is not None
+        return (self.name, *(() if changed else (self.source,)), *self.aliases)
 
     def request(
         self,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
+from safetensors.torch import load_file
 
 from core.spec import PipelineSpec
 from pipelines.checkpoint import check_class, find_checkpoint
@@ -36,6 +37,7 @@ class Loader:
         self.device = pick_device()
         self.dtype = _dtype(self.device, options)
         self.stage("checkpoint")
+        self.fused: tuple[str, ...] = ()  # LoRAs that ``_finish`` has made part of the denoiser
         self.folder: Path = find_checkpoint(spec, options)
         check_class(self.folder, spec, pipeline_class)
 
@@ -43,12 +45,23 @@ class Loader:
         self._stage += 1
         self._report.stage(name, self._stage, self._stages)
 
-    def model(self, kind: Any, subfolder: str, *, role: Role) -> Any:
-        """A model of class ``kind`` from ``subfolder``, ready to run."""
+    def model(self, kind: Any, subfolder: str, *, role: Role, weights: Path | None = None) -> Any:
+        """A model of class ``kind`` from ``subfolder``, ready to run.
+
+        weights: a file that takes the place of the subfolder's own; it must have every tensor and no other.
+        """
         self.stage(subfolder)
-        model = kind.from_pretrained(
-            self.folder, subfolder=subfolder, dtype=self.dtype, use_safetensors=True, local_files_only=True
-        )
+        if weights is None:
+            model = kind.from_pretrained(
+                self.folder,
+                subfolder=subfolder,
+                dtype=self.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+        else:
+            config = kind.load_config(self.folder, subfolder=subfolder, local_files_only=True)
+            model = _from_file(kind, config, weights).to(self.dtype)
         return self._finish(model, role)
 
     def _finish(self, model: Any, role: Role) -> Any:
@@ -58,6 +71,13 @@ class Loader:
         and only what is finished moves to the device.
         """
         return model.eval().requires_grad_(False).to(self.device)
+
+
+def _from_file(kind: Any, config: Any, weights: Path) -> Any:
+    with torch.device("meta"):  # nothing is drawn that the file replaces
+        model = kind.from_config(config)
+    model.load_state_dict(load_file(weights), strict=True, assign=True)
+    return model
 
 
 def _dtype(device: torch.device, options: ModelOptions) -> torch.dtype:

@@ -4,14 +4,54 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from core.catalog import Catalog
+from core.request import Task
 from core.spec import PipelineSpec
 
 _EDIT = "pipelines.qwen_image:load_edit"
 _EDIT_PLUS = "pipelines.qwen_image:load_edit_plus"
+_SDXL = "pipelines.sdxl:load"
 
 # Steps, guidance and the negative prompt " " are those of the model cards. The weights are the same in
 # size for every variant: 20.4 B parameters of transformer and 8.3 B of text encoder, in bf16.
 _QWEN = PipelineSpec(name="", factory=_EDIT_PLUS, source="", vram_gb=60.0, licence="Apache-2.0")
+
+# Steps and guidance are those of diffusers' pipeline_stable_diffusion_xl.py, the strength of its
+# image-to-image sibling; without a negative prompt guidance is away from zeros. Weights in bf16: 2.57 B
+# parameters of denoiser, 0.82 B of text encoders, 0.08 B of autoencoder.
+_XL = PipelineSpec(
+    name="stable-diffusion-xl-base-1.0",
+    factory=_SDXL,
+    source="stabilityai/stable-diffusion-xl-base-1.0",
+    tasks=frozenset({Task.GENERATE, Task.EDIT}),
+    steps=50,
+    cfg=5.0,
+    negative_prompt=None,
+    patch=16,
+    multiple=8,
+    reference_multiple=8,
+    max_images=1,
+    strength=0.3,
+    masks=True,
+    vram_gb=8.0,
+    licence="CreativeML Open RAIL++-M",
+)
+
+
+def _lightning(steps: int, name: str, *, lora: bool = False, aliases: tuple[str, ...] = ()) -> PipelineSpec:
+    """SDXL base distilled for ``steps`` unguided steps. Source: model card of ByteDance/SDXL-Lightning."""
+    file = f"ByteDance/SDXL-Lightning/sdxl_lightning_{steps}step_{'lora' if lora else 'unet'}.safetensors"
+    return replace(
+        _XL,
+        name=name,
+        aliases=aliases,
+        denoiser=None if lora else file,
+        lightning_lora=file if lora else None,
+        lightning_steps=steps,
+        steps=steps,
+        cfg=0.0,
+        strength=0.5,  # of two steps less leaves none
+    )
+
 
 SPECS: tuple[PipelineSpec, ...] = (
     # The first release sees one image, shown to the text encoder at the size it has as a reference.
@@ -44,7 +84,41 @@ SPECS: tuple[PipelineSpec, ...] = (
         name="firered-image-edit-1.1",
         source="FireRedTeam/FireRed-Image-Edit-1.1",
     ),
-    # The same architecture, small enough for a CPU and trained in this repository on a few instructions.
+    _XL,
+    # Distilled for one to four unguided steps at 512x512; the card's image-to-image example has strength 0.5.
+    replace(
+        _XL,
+        name="sdxl-turbo",
+        source="stabilityai/sdxl-turbo",
+        steps=1,
+        cfg=0.0,
+        output_area=512 * 512,
+        strength=0.5,
+        licence="Stability AI Non-Commercial Research Community",
+    ),
+    # Clients ask for a repository of this name that the hub does not have.
+    _lightning(4, "sdxl-lightning", aliases=("stabilityai/sdxl-lightning", "ByteDance/SDXL-Lightning")),
+    _lightning(2, "sdxl-lightning-2step"),
+    _lightning(8, "sdxl-lightning-8step"),
+    _lightning(4, "sdxl-lightning-lora", lora=True),
+    _lightning(2, "sdxl-lightning-2step-lora", lora=True),
+    _lightning(8, "sdxl-lightning-8step-lora", lora=True),
+    # SDXL's architecture, small enough for a CPU and untrained: it shows patterns, and that all of it works.
+    replace(
+        _XL,
+        name="pocket-sdxl",
+        source="builtin:pocket-sdxl",
+        steps=4,
+        cfg=1.0,
+        output_area=128 * 128,
+        max_side=256,
+        max_prompt_chars=2000,
+        strength=0.5,
+        needs_gpu=False,
+        vram_gb=None,
+        licence="MIT",
+    ),
+    # Qwen's architecture, small enough for a CPU and trained in this repository on a few instructions.
     # It has learned to look at a reference as large as the output, and pictures beside a text at 64x64.
     PipelineSpec(
         name="pocket-edit",

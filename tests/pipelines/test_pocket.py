@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.pocket import builder
+from pipelines.pocket.folder import content_version
 from pipelines.pocket.vocabulary import CONTROL_TOKENS, build_tokenizer
 from pipelines.qwen_text import _HEAD
 
@@ -50,7 +51,7 @@ def test_a_finished_build_is_used_again(checkpoint: Path) -> None:
     before = (checkpoint / "model_index.json").stat().st_mtime_ns
     assert builder.build(checkpoint.parent) == checkpoint
     assert (checkpoint / "model_index.json").stat().st_mtime_ns == before
-    assert builder.content_version() in checkpoint.name
+    assert content_version() in checkpoint.name
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     blocked.touch()
     with pytest.raises(OSError, match="file"):
         builder.build(blocked)
-    target = tmp_path / f"pocket-edit-{builder.content_version()}"
+    target = tmp_path / f"pocket-edit-{content_version()}"
     target.touch()  # a file where the folder must go: the last step fails
     with pytest.raises(OSError, match="pocket-edit"):
         builder.build(tmp_path)
