@@ -16,7 +16,10 @@ from pipelines.options import ModelOptions
 
 _FILES = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
 # ``builtin:NAME``: writes the checkpoint under a folder, and returns where.
-_BUILT_IN = {"pocket-edit": "pipelines.pocket.builder:build"}
+_BUILT_IN = {
+    "pocket-edit": "pipelines.pocket.builder:build",
+    "pocket-image": "pipelines.pocket.builder:build_image",
+}
 
 
 def find_checkpoint(spec: PipelineSpec, options: ModelOptions) -> Path:

@@ -20,7 +20,7 @@ from pipelines.device import device_errors, finish
 from pipelines.options import ModelOptions, Report
 from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder
 from pipelines.qwen_loading import Components, load_components
-from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, PromptEncoder
+from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, TEXT_ALONE, PromptEncoder, Template
 from pipelines.qwen_vae import SCALE, PictureVae, pack
 
 
@@ -28,6 +28,12 @@ def load_edit(spec: PipelineSpec, options: ModelOptions, report: Report) -> "Qwe
     """The first release: one picture, introduced without a number."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPipeline")
     return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes)
+
+
+def load_generate(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
+    """From a text alone; such a checkpoint has no processor of pictures."""
+    parts = load_components(spec, options, report, pipeline_class="QwenImagePipeline", sees_pictures=False)
+    return QwenImageEdit(parts, TEXT_ALONE, options.condition_cache_bytes)
 
 
 def load_edit_plus(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
@@ -70,18 +76,18 @@ class EditState:
 class QwenImageEdit:
     """One loaded checkpoint. See ``core.pipeline.Pipeline`` for the contract.
 
-    introduction: how the prompt template names a picture. cache_bytes: bound of the condition cache.
+    template: the one that the checkpoint was trained under. cache_bytes: bound of the condition cache.
     Raises ``ValueError`` for a checkpoint whose configuration asks for a loop other than this one.
     """
 
     lightning_enabled = False
 
-    def __init__(self, parts: Components, introduction: str, cache_bytes: int) -> None:
+    def __init__(self, parts: Components, template: Template, cache_bytes: int) -> None:
         _require_plain_loop(parts)
         self._parts = parts
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, CACHED)
-        prompts = PromptEncoder(parts.text_encoder, parts.processor, introduction, parts.device)
+        prompts = PromptEncoder(parts.text_encoder, parts.processor, template, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
         self.caches = cache.counts
 

@@ -28,14 +28,17 @@ from pipelines.pocket.vocabulary import CONTROL_TOKENS, build_tokenizer
 
 _WEIGHTS = Path(__file__).parent / "weights"  # trained by ``training/``; see the model card beside them
 
-_INDEX = {
-    "_class_name": "QwenImageEditPlusPipeline",
-    "processor": ["transformers", "Qwen2VLProcessor"],
+_GENERATE = {
+    "_class_name": "QwenImagePipeline",
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
     "tokenizer": ["transformers", "Qwen2Tokenizer"],
     "transformer": ["diffusers", "QwenImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
+}
+_EDIT = _GENERATE | {
+    "_class_name": "QwenImageEditPlusPipeline",
+    "processor": ["transformers", "Qwen2VLProcessor"],
 }
 
 # Where unit gain is not enough, by the end of the tensor's name. Attention over hundreds of random tokens
@@ -60,17 +63,29 @@ def content_version() -> str:
 
 
 def build(parent: Path) -> Path:
-    """The checkpoint's folder under ``parent``, made now unless this recipe was built there before.
+    """The editor's folder under ``parent``, made now unless this recipe was built there before.
 
     Raises ``OSError`` when ``parent`` cannot be written to.
     """
-    folder = parent / f"pocket-edit-{content_version()}"
+    return _build(parent, "pocket-edit", _EDIT)
+
+
+def build_image(parent: Path) -> Path:
+    """Like ``build``: the same weights in the layout of a model that makes pictures from a text alone.
+
+    They were never trained for that.
+    """
+    return _build(parent, "pocket-image", _GENERATE)
+
+
+def _build(parent: Path, name: str, index: dict[str, Any]) -> Path:
+    folder = parent / f"{name}-{content_version()}"
     if folder.is_dir():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".pocket-edit-", dir=parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
     try:
-        _write(unfinished)
+        _write(unfinished, index)
         try:
             unfinished.rename(folder)
         except OSError:
@@ -81,7 +96,7 @@ def build(parent: Path) -> Path:
     return folder
 
 
-def _write(folder: Path) -> None:
+def _write(folder: Path, index: dict[str, Any]) -> None:
     tokenizer = build_tokenizer()
     text_encoder = Qwen2_5_VLForConditionalGeneration(text_encoder_config(tokenizer))
     transformer = QwenImageTransformer2DModel(**architecture.TRANSFORMER)
@@ -92,10 +107,11 @@ def _write(folder: Path) -> None:
         model.load_state_dict(_trained(name, model))
         model.save_pretrained(folder / name, safe_serialization=True)
     FlowMatchEulerDiscreteScheduler(**architecture.SOLVER).save_pretrained(folder / "scheduler")
-    Qwen2VLImageProcessorPil(**architecture.IMAGE_PROCESSOR).save_pretrained(folder / "processor")
-    tokenizer.save_pretrained(folder / "processor")
+    if "processor" in index:
+        Qwen2VLImageProcessorPil(**architecture.IMAGE_PROCESSOR).save_pretrained(folder / "processor")
+        tokenizer.save_pretrained(folder / "processor")
     tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "model_index.json").write_text(json.dumps(_INDEX, indent=2, sort_keys=True) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     for path in folder.rglob("*"):  # save_pretrained leaves some files readable to their owner alone
         path.chmod(0o755 if path.is_dir() else 0o644)
     folder.chmod(0o755)

@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import ExecutionError
 from core.pipeline import BatchKey, Pipeline
-from core.request import InferenceRequest
+from core.request import InferenceRequest, Task
 from pipelines.manager import ModelManager
 from pipelines.options import ModelOptions
 from pipelines.registry import SPECS, catalog
@@ -44,6 +44,18 @@ def guided_edits_of(name: str) -> list[InferenceRequest]:
     return edits_of(name, (4.0, 1.5, 7.0, 2.5))
 
 
+def generations_of(name: str, cfg: tuple[float, ...] = (1.0,) * 4) -> list[InferenceRequest]:
+    spec = catalog(name).default
+    return [
+        edits.ask(spec, i, task=Task.GENERATE, images=(), steps=steps, cfg=cfg[i], width=96, height=64)
+        for i, steps in enumerate((4, 4, 8, 2))
+    ]
+
+
+def guided_generations_of(name: str) -> list[InferenceRequest]:
+    return generations_of(name, (4.0, 1.5, 7.0, 2.5))
+
+
 def spoil_latents(state: Any) -> None:
     state.latents = state.latents * float("nan")
 
@@ -51,6 +63,8 @@ def spoil_latents(state: Any) -> None:
 FAMILIES = {
     "pocket-edit": Family(edits_of, spoil_latents),
     "pocket-edit, guided": Family(guided_edits_of, spoil_latents),
+    "pocket-image": Family(generations_of, spoil_latents),
+    "pocket-image, guided": Family(guided_generations_of, spoil_latents),
 }
 RUNS_HERE = {spec.name for spec in SPECS if not spec.needs_gpu}
 
