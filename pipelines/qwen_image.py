@@ -1,8 +1,8 @@
-"""The Qwen-Image-Edit family: many users' edits in one forward of the transformer.
+"""The Qwen-Image family: many users' pictures and edits in one forward of the transformer.
 
-Each row has its own prompt, pictures, seed, schedule, guidance and place in its schedule. Parity is with
-``__call__`` of diffusers' ``pipeline_qwenimage_edit_plus.py`` (and ``pipeline_qwenimage_edit.py`` for the
-first release), row by row.
+Each row has its own prompt, pictures, mask, seed, schedule, guidance and place in its schedule. Parity is
+with ``__call__`` of diffusers' ``pipeline_qwenimage_edit_plus.py`` (``pipeline_qwenimage_edit.py`` for the
+first release, ``pipeline_qwenimage.py`` for a text alone), row by row.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish
 from pipelines.options import ModelOptions, Report
-from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder
+from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder, Conditions
+from pipelines.qwen_inpaint import Region, read_region
 from pipelines.qwen_loading import Components, load_components
 from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, TEXT_ALONE, PromptEncoder, Template
 from pipelines.qwen_vae import SCALE, PictureVae, pack
@@ -48,6 +49,7 @@ class EditState:
 
     latents:    [canvas tokens, 64], in the model's dtype; replaced by each step.
     references: [reference tokens, 64]. prompt, negative: [length, width]; negative is None if unguided.
+    region: None when all of the canvas is painted.
     """
 
     request: InferenceRequest
@@ -56,6 +58,7 @@ class EditState:
     references: Tensor
     prompt: Tensor
     negative: Tensor | None
+    region: Region | None
     done: int = 0
 
     @property
@@ -65,6 +68,11 @@ class EditState:
     @property
     def finished(self) -> bool:
         return self.remaining == 0
+
+    @property
+    def next_sigma(self) -> float:
+        """Share of noise where the step now due ends."""
+        return self.schedule.timesteps[self.done + 1] / 1000 if self.remaining > 1 else 0.0
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -98,17 +106,8 @@ class QwenImageEdit:
         Raises ``RequestError`` ``invalid_parameter`` for a text of too many tokens.
         """
         with device_errors():
-            return [
-                EditState(
-                    request=request,
-                    schedule=make_schedule(self._parts.solver, request.steps, _tokens(request)),
-                    latents=self._noise(request),
-                    references=condition.references,
-                    prompt=condition.prompt,
-                    negative=condition.negative,
-                )
-                for request, condition in zip(requests, self._conditions.encode(requests), strict=True)
-            ]
+            encoded = self._conditions.encode(requests)
+            return [self._begin(request, row) for request, row in zip(requests, encoded, strict=True)]
 
     @torch.inference_mode()
     def step(self, states: Sequence[EditState]) -> None:
@@ -120,8 +119,11 @@ class QwenImageEdit:
             velocity = self._velocity(states, shapes)
             deltas = self._row_values([state.schedule.deltas[state.done] for state in states])
             latents = torch.stack([state.latents for state in states])
-            moved = euler_step(latents, velocity, deltas)
-            finish(moved.device)
+            moved = [
+                row if state.region is None else state.region.keep(row, state.next_sigma)
+                for state, row in zip(states, euler_step(latents, velocity, deltas), strict=True)
+            ]
+            finish(latents.device)
         for state, row in zip(states, moved, strict=True):
             state.latents = row
             state.done += 1
@@ -133,7 +135,19 @@ class QwenImageEdit:
             latents = torch.stack([state.latents for state in states])
             require_finite(latents)
             pictures = self._vae.decode(latents, states[0].request.canvas)
-        return [_result(state.request, picture) for state, picture in zip(states, pictures, strict=True)]
+        return [_result(state, picture) for state, picture in zip(states, pictures, strict=True)]
+
+    def _begin(self, request: InferenceRequest, conditions: Conditions) -> EditState:
+        noise = self._noise(request)
+        return EditState(
+            request=request,
+            schedule=make_schedule(self._parts.solver, request.steps, len(noise)),
+            latents=noise,
+            references=conditions.references,
+            prompt=conditions.prompt,
+            negative=conditions.negative,
+            region=read_region(request, conditions.canvas, noise),
+        )
 
     def _velocity(self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]) -> Tensor:
         """[rows, canvas tokens, 64], guided where a row asks for it."""
@@ -195,14 +209,12 @@ def guide(toward: Tensor, away: Tensor, scales: Tensor) -> Tensor:
     return guided
 
 
-def _tokens(request: InferenceRequest) -> int:
-    width, height = request.canvas
-    return (width // PATCH) * (height // PATCH)
-
-
-def _result(request: InferenceRequest, pixels: Tensor) -> InferenceResult:
+def _result(state: EditState, pixels: Tensor) -> InferenceResult:
     """pixels: uint8 [height, width, 3] on the CPU."""
     height, width, _ = pixels.shape
+    request = state.request
+    if state.region is not None:
+        pixels = state.region.paste(pixels)
     return InferenceResult(
         id=request.id,
         image=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),
