@@ -21,6 +21,7 @@ from pipelines.options import ModelOptions, Report
 from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder, Conditions
 from pipelines.qwen_inpaint import Region, read_region
 from pipelines.qwen_loading import Components, load_components
+from pipelines.qwen_step_cache import Reuse, Stored, predict
 from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, TEXT_ALONE, PromptEncoder, Template
 from pipelines.qwen_vae import SCALE, PictureVae, pack
 
@@ -50,6 +51,7 @@ class EditState:
     latents:    [canvas tokens, 64], in the model's dtype; replaced by each step.
     references: [reference tokens, 64]. prompt, negative: [length, width]; negative is None if unguided.
     region: None when all of the canvas is painted.
+    stored: what the next step can reuse, under the prompt and under the negative.
     """
 
     request: InferenceRequest
@@ -59,6 +61,7 @@ class EditState:
     prompt: Tensor
     negative: Tensor | None
     region: Region | None
+    stored: tuple[Stored | None, Stored | None] = (None, None)
     done: int = 0
 
     @property
@@ -97,7 +100,8 @@ class QwenImageEdit:
         cache = ConditionCache(cache_bytes, CACHED)
         prompts = PromptEncoder(parts.text_encoder, parts.processor, template, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
-        self.caches = cache.counts
+        self._reuses = {"hits": 0, "misses": 0}  # of forwards of rows that asked for the step cache
+        self.caches = cache.counts | {"steps": self._reuses}
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[EditState]:
@@ -116,7 +120,7 @@ class QwenImageEdit:
         if any(state.finished or state.shapes != shapes for state in states):
             raise ValueError("rows of one forward are unfinished and equal in canvas and reference sizes")
         with device_errors():
-            velocity = self._velocity(states, shapes)
+            velocity, stored = self._velocity(states, shapes)
             deltas = self._row_values([state.schedule.deltas[state.done] for state in states])
             latents = torch.stack([state.latents for state in states])
             moved = [
@@ -124,9 +128,11 @@ class QwenImageEdit:
                 for state, row in zip(states, euler_step(latents, velocity, deltas), strict=True)
             ]
             finish(latents.device)
-        for state, row in zip(states, moved, strict=True):
+        for state, row, kept in zip(states, moved, stored, strict=True):
+            self._count_reuse(state.stored, kept)
             state.latents = row
             state.done += 1
+            state.stored = (None, None) if state.finished else kept
 
     @torch.inference_mode()
     def decode(self, states: Sequence[EditState]) -> list[InferenceResult]:
@@ -149,8 +155,10 @@ class QwenImageEdit:
             region=read_region(request, conditions.canvas, noise),
         )
 
-    def _velocity(self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]) -> Tensor:
-        """[rows, canvas tokens, 64], guided where a row asks for it."""
+    def _velocity(
+        self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]
+    ) -> tuple[Tensor, list[tuple[Stored | None, Stored | None]]]:
+        """[rows, canvas tokens, 64], guided where a row asks for it; and what each can reuse next time."""
         guided = [i for i, state in enumerate(states) if state.negative is not None]
         order = [*range(len(states)), *guided]
         texts, mask = pad(
@@ -161,21 +169,38 @@ class QwenImageEdit:
         starts = [states[i].schedule.timesteps[states[i].done] for i in order]
         # Rounded before the division, as upstream does: in bf16 the order matters.
         timestep = self._row_values(starts).to(self._parts.dtype) / 1000
-        velocity: Tensor = self._parts.transformer(
-            hidden_states=torch.stack([pictures[i] for i in order]),
-            timestep=timestep,
-            encoder_hidden_states=texts,
-            encoder_hidden_states_mask=mask,
-            img_shapes=[shapes] * len(order),
-            return_dict=False,
-        )[0][:, : len(states[0].latents)]
+        canvas_tokens = len(states[0].latents)
+        sides = [0] * len(states) + [1] * len(guided)
+        predicted, stored = predict(
+            self._parts.transformer,
+            {
+                "hidden_states": torch.stack([pictures[i] for i in order]),
+                "timestep": timestep,
+                "encoder_hidden_states": texts,
+                "encoder_hidden_states_mask": mask,
+                "img_shapes": [shapes] * len(order),
+            },
+            [
+                Reuse.of(states[i].request.step_cache, states[i].stored[side])
+                for i, side in zip(order, sides, strict=True)
+            ],
+            canvas_tokens,
+        )
+        away_stored = dict(zip(guided, stored[len(states) :], strict=True))
+        kept = [(stored[i], away_stored.get(i)) for i in range(len(states))]
+        velocity = predicted[:, :canvas_tokens]
         if not guided:
-            return velocity
+            return velocity, kept
         scales = self._row_values([states[i].request.cfg for i in guided])
         toward, away = velocity[guided], velocity[len(states) :]
         velocity = velocity[: len(states)].clone()
         velocity[guided] = guide(toward, away, scales)
-        return velocity
+        return velocity, kept
+
+    def _count_reuse(self, before: Sequence[Stored | None], after: Sequence[Stored | None]) -> None:
+        for old, new in zip(before, after, strict=True):
+            if new is not None:  # a row that was reused keeps the very same
+                self._reuses["hits" if new is old else "misses"] += 1
 
     def _row_values(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).to(self._parts.device)
