@@ -18,6 +18,7 @@ _FILES = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jin
 # ``builtin:NAME``: writes the checkpoint under a folder, and returns where.
 _BUILT_IN = {
     "pocket-edit": "pipelines.pocket.builder:build",
+    "pocket-image": "pipelines.pocket.builder:build_image",
     "pocket-sdxl": "pipelines.pocket.sdxl:build",
 }
 # Where a denoiser of its own takes their place.

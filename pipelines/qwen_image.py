@@ -1,8 +1,8 @@
-"""The Qwen-Image-Edit family: many users' edits in one forward of the transformer.
+"""The Qwen-Image family: many users' pictures and edits in one forward of the transformer.
 
-Each row has its own prompt, pictures, seed, schedule, guidance and place in its schedule. Parity is with
-``__call__`` of diffusers' ``pipeline_qwenimage_edit_plus.py`` (and ``pipeline_qwenimage_edit.py`` for the
-first release), row by row.
+Each row has its own prompt, pictures, mask, seed, schedule, guidance and place in its schedule. Parity is
+with ``__call__`` of diffusers' ``pipeline_qwenimage_edit_plus.py`` (``pipeline_qwenimage_edit.py`` for the
+first release, ``pipeline_qwenimage.py`` for a text alone), row by row.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,11 @@ from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish
 from pipelines.options import ModelOptions, Report
-from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder
+from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder, Conditions
+from pipelines.qwen_inpaint import Region, read_region
 from pipelines.qwen_loading import Components, load_components
-from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, PromptEncoder
+from pipelines.qwen_step_cache import Reuse, Stored, predict
+from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, TEXT_ALONE, PromptEncoder, Template
 from pipelines.qwen_vae import SCALE, PictureVae, pack
 
 
@@ -28,6 +30,12 @@ def load_edit(spec: PipelineSpec, options: ModelOptions, report: Report) -> "Qwe
     """The first release: one picture, introduced without a number."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPipeline")
     return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes)
+
+
+def load_generate(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
+    """From a text alone; such a checkpoint has no processor of pictures."""
+    parts = load_components(spec, options, report, pipeline_class="QwenImagePipeline", sees_pictures=False)
+    return QwenImageEdit(parts, TEXT_ALONE, options.condition_cache_bytes)
 
 
 def load_edit_plus(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
@@ -42,6 +50,8 @@ class EditState:
 
     latents:    [canvas tokens, 64], in the model's dtype; replaced by each step.
     references: [reference tokens, 64]. prompt, negative: [length, width]; negative is None if unguided.
+    region: None when all of the canvas is painted.
+    stored: what the next step can reuse, under the prompt and under the negative.
     """
 
     request: InferenceRequest
@@ -50,6 +60,8 @@ class EditState:
     references: Tensor
     prompt: Tensor
     negative: Tensor | None
+    region: Region | None
+    stored: tuple[Stored | None, Stored | None] = (None, None)
     done: int = 0
 
     @property
@@ -61,6 +73,11 @@ class EditState:
         return self.remaining == 0
 
     @property
+    def next_sigma(self) -> float:
+        """Share of noise where the step now due ends."""
+        return self.schedule.timesteps[self.done + 1] / 1000 if self.remaining > 1 else 0.0
+
+    @property
     def shapes(self) -> list[tuple[int, int, int]]:
         """(1, rows, columns) in tokens of the canvas and each reference."""
         sizes = (self.request.canvas, *self.request.reference_sizes)
@@ -70,20 +87,21 @@ class EditState:
 class QwenImageEdit:
     """One loaded checkpoint. See ``core.pipeline.Pipeline`` for the contract.
 
-    introduction: how the prompt template names a picture. cache_bytes: bound of the condition cache.
+    template: the one that the checkpoint was trained under. cache_bytes: bound of the condition cache.
     Raises ``ValueError`` for a checkpoint whose configuration asks for a loop other than this one.
     """
 
     lightning_enabled = False
 
-    def __init__(self, parts: Components, introduction: str, cache_bytes: int) -> None:
+    def __init__(self, parts: Components, template: Template, cache_bytes: int) -> None:
         _require_plain_loop(parts)
         self._parts = parts
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, CACHED)
-        prompts = PromptEncoder(parts.text_encoder, parts.processor, introduction, parts.device)
+        prompts = PromptEncoder(parts.text_encoder, parts.processor, template, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
-        self.caches = cache.counts
+        self._reuses = {"hits": 0, "misses": 0}  # of forwards of rows that asked for the step cache
+        self.caches = cache.counts | {"steps": self._reuses}
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[EditState]:
@@ -92,17 +110,8 @@ class QwenImageEdit:
         Raises ``RequestError`` ``invalid_parameter`` for a text of too many tokens.
         """
         with device_errors():
-            return [
-                EditState(
-                    request=request,
-                    schedule=make_schedule(self._parts.solver, request.steps, _tokens(request)),
-                    latents=self._noise(request),
-                    references=condition.references,
-                    prompt=condition.prompt,
-                    negative=condition.negative,
-                )
-                for request, condition in zip(requests, self._conditions.encode(requests), strict=True)
-            ]
+            encoded = self._conditions.encode(requests)
+            return [self._begin(request, row) for request, row in zip(requests, encoded, strict=True)]
 
     @torch.inference_mode()
     def step(self, states: Sequence[EditState]) -> None:
@@ -111,14 +120,19 @@ class QwenImageEdit:
         if any(state.finished or state.shapes != shapes for state in states):
             raise ValueError("rows of one forward are unfinished and equal in canvas and reference sizes")
         with device_errors():
-            velocity = self._velocity(states, shapes)
+            velocity, stored = self._velocity(states, shapes)
             deltas = self._row_values([state.schedule.deltas[state.done] for state in states])
             latents = torch.stack([state.latents for state in states])
-            moved = euler_step(latents, velocity, deltas)
-            finish(moved.device)
-        for state, row in zip(states, moved, strict=True):
+            moved = [
+                row if state.region is None else state.region.keep(row, state.next_sigma)
+                for state, row in zip(states, euler_step(latents, velocity, deltas), strict=True)
+            ]
+            finish(latents.device)
+        for state, row, kept in zip(states, moved, stored, strict=True):
+            self._count_reuse(state.stored, kept)
             state.latents = row
             state.done += 1
+            state.stored = (None, None) if state.finished else kept
 
     @torch.inference_mode()
     def decode(self, states: Sequence[EditState]) -> list[InferenceResult]:
@@ -127,10 +141,24 @@ class QwenImageEdit:
             latents = torch.stack([state.latents for state in states])
             require_finite(latents)
             pictures = self._vae.decode(latents, states[0].request.canvas)
-        return [_result(state.request, picture) for state, picture in zip(states, pictures, strict=True)]
+        return [_result(state, picture) for state, picture in zip(states, pictures, strict=True)]
 
-    def _velocity(self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]) -> Tensor:
-        """[rows, canvas tokens, 64], guided where a row asks for it."""
+    def _begin(self, request: InferenceRequest, conditions: Conditions) -> EditState:
+        noise = self._noise(request)
+        return EditState(
+            request=request,
+            schedule=make_schedule(self._parts.solver, request.steps, len(noise)),
+            latents=noise,
+            references=conditions.references,
+            prompt=conditions.prompt,
+            negative=conditions.negative,
+            region=read_region(request, conditions.canvas, noise),
+        )
+
+    def _velocity(
+        self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]
+    ) -> tuple[Tensor, list[tuple[Stored | None, Stored | None]]]:
+        """[rows, canvas tokens, 64], guided where a row asks for it; and what each can reuse next time."""
         guided = [i for i, state in enumerate(states) if state.negative is not None]
         order = [*range(len(states)), *guided]
         texts, mask = pad(
@@ -141,21 +169,38 @@ class QwenImageEdit:
         starts = [states[i].schedule.timesteps[states[i].done] for i in order]
         # Rounded before the division, as upstream does: in bf16 the order matters.
         timestep = self._row_values(starts).to(self._parts.dtype) / 1000
-        velocity: Tensor = self._parts.transformer(
-            hidden_states=torch.stack([pictures[i] for i in order]),
-            timestep=timestep,
-            encoder_hidden_states=texts,
-            encoder_hidden_states_mask=mask,
-            img_shapes=[shapes] * len(order),
-            return_dict=False,
-        )[0][:, : len(states[0].latents)]
+        canvas_tokens = len(states[0].latents)
+        sides = [0] * len(states) + [1] * len(guided)
+        predicted, stored = predict(
+            self._parts.transformer,
+            {
+                "hidden_states": torch.stack([pictures[i] for i in order]),
+                "timestep": timestep,
+                "encoder_hidden_states": texts,
+                "encoder_hidden_states_mask": mask,
+                "img_shapes": [shapes] * len(order),
+            },
+            [
+                Reuse.of(states[i].request.step_cache, states[i].stored[side])
+                for i, side in zip(order, sides, strict=True)
+            ],
+            canvas_tokens,
+        )
+        away_stored = dict(zip(guided, stored[len(states) :], strict=True))
+        kept = [(stored[i], away_stored.get(i)) for i in range(len(states))]
+        velocity = predicted[:, :canvas_tokens]
         if not guided:
-            return velocity
+            return velocity, kept
         scales = self._row_values([states[i].request.cfg for i in guided])
         toward, away = velocity[guided], velocity[len(states) :]
         velocity = velocity[: len(states)].clone()
         velocity[guided] = guide(toward, away, scales)
-        return velocity
+        return velocity, kept
+
+    def _count_reuse(self, before: Sequence[Stored | None], after: Sequence[Stored | None]) -> None:
+        for old, new in zip(before, after, strict=True):
+            if new is not None:  # a row that was reused keeps the very same
+                self._reuses["hits" if new is old else "misses"] += 1
 
     def _row_values(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).to(self._parts.device)
@@ -189,14 +234,12 @@ def guide(toward: Tensor, away: Tensor, scales: Tensor) -> Tensor:
     return guided
 
 
-def _tokens(request: InferenceRequest) -> int:
-    width, height = request.canvas
-    return (width // PATCH) * (height // PATCH)
-
-
-def _result(request: InferenceRequest, pixels: Tensor) -> InferenceResult:
+def _result(state: EditState, pixels: Tensor) -> InferenceResult:
     """pixels: uint8 [height, width, 3] on the CPU."""
     height, width, _ = pixels.shape
+    request = state.request
+    if state.region is not None:
+        pixels = state.region.paste(pixels)
     return InferenceResult(
         id=request.id,
         image=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),

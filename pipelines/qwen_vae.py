@@ -28,6 +28,7 @@ class PictureVae:
         shape = (1, vae.config.z_dim, 1, 1, 1)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape).to(device, dtype)
         self._deviation = torch.tensor(vae.config.latents_std).view(shape).to(device, dtype)
+        self.nothing = torch.empty(0, vae.config.z_dim * 4, device=device, dtype=dtype)  # of no picture
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Packed latents [n, tokens, channels * 4] of pictures [n, 3, height, width] in -1 ... 1."""

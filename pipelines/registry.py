@@ -10,10 +10,29 @@ from core.spec import PipelineSpec
 _EDIT = "pipelines.qwen_image:load_edit"
 _EDIT_PLUS = "pipelines.qwen_image:load_edit_plus"
 _SDXL = "pipelines.sdxl:load"
+_GENERATE = "pipelines.qwen_image:load_generate"
 
 # Steps, guidance and the negative prompt " " are those of the model cards. The weights are the same in
 # size for every variant: 20.4 B parameters of transformer and 8.3 B of text encoder, in bf16.
-_QWEN = PipelineSpec(name="", factory=_EDIT_PLUS, source="", vram_gb=60.0, licence="Apache-2.0")
+_QWEN = PipelineSpec(
+    name="",
+    factory=_EDIT_PLUS,
+    source="",
+    masks=True,
+    step_cache=True,
+    vram_gb=60.0,
+    licence="Apache-2.0",
+)
+# A text alone; the square of the sizes that the model card recommends is no multiple of 32.
+_QWEN_GENERATE = replace(
+    _QWEN,
+    factory=_GENERATE,
+    tasks=frozenset({Task.GENERATE}),
+    steps=50,
+    output_area=1328 * 1328,
+    reference_multiple=16,
+    masks=False,
+)
 
 # Steps and guidance are those of diffusers' pipeline_stable_diffusion_xl.py, the strength of its
 # image-to-image sibling; without a negative prompt guidance is away from zeros. Weights in bf16: 2.57 B
@@ -84,6 +103,8 @@ SPECS: tuple[PipelineSpec, ...] = (
         name="firered-image-edit-1.1",
         source="FireRedTeam/FireRed-Image-Edit-1.1",
     ),
+    replace(_QWEN_GENERATE, name="qwen-image", source="Qwen/Qwen-Image"),
+    replace(_QWEN_GENERATE, name="qwen-image-2512", source="Qwen/Qwen-Image-2512"),
     _XL,
     # Distilled for one to four unguided steps at 512x512; the card's image-to-image example has strength 0.5.
     replace(
@@ -132,6 +153,24 @@ SPECS: tuple[PipelineSpec, ...] = (
         condition_area=64 * 64,
         max_side=512,
         max_prompt_chars=1000,
+        masks=True,
+        step_cache=True,
+        needs_gpu=False,
+        licence="MIT",
+    ),
+    # The weights of the row above without a picture to edit, which they were never trained for: what it makes
+    # of a text is no picture of it. It runs the path of qwen-image on a CPU, for tests and benchmarks.
+    PipelineSpec(
+        name="pocket-image",
+        factory=_GENERATE,
+        source="builtin:pocket-image",
+        tasks=frozenset({Task.GENERATE}),
+        steps=4,
+        cfg=1.0,
+        output_area=256 * 256,
+        max_side=512,
+        max_prompt_chars=1000,
+        step_cache=True,
         needs_gpu=False,
         licence="MIT",
     ),

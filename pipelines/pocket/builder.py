@@ -4,6 +4,7 @@ The folder is laid out like any diffusers checkpoint, so the code that loads rea
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,34 @@ from pipelines.pocket import architecture
 from pipelines.pocket.folder import WEIGHTS, write_once
 from pipelines.pocket.vocabulary import CONTROL_TOKENS, build_tokenizer
 
-_INDEX = {
-    "_class_name": "QwenImageEditPlusPipeline",
-    "processor": ["transformers", "Qwen2VLProcessor"],
+_GENERATE = {
+    "_class_name": "QwenImagePipeline",
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
     "tokenizer": ["transformers", "Qwen2Tokenizer"],
     "transformer": ["diffusers", "QwenImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
 }
+_EDIT = _GENERATE | {
+    "_class_name": "QwenImageEditPlusPipeline",
+    "processor": ["transformers", "Qwen2VLProcessor"],
+}
 
 
 def build(parent: Path) -> Path:
-    """The checkpoint's folder under ``parent``; see ``write_once``."""
-    return write_once(parent, "pocket-edit", _write)
+    """The editor's folder under ``parent``; see ``write_once``."""
+    return write_once(parent, "pocket-edit", partial(_write, index=_EDIT))
 
 
-def _write(folder: Path) -> None:
+def build_image(parent: Path) -> Path:
+    """Like ``build``: the same weights in the layout of a model that makes pictures from a text alone.
+
+    They were never trained for that.
+    """
+    return write_once(parent, "pocket-image", partial(_write, index=_GENERATE))
+
+
+def _write(folder: Path, index: dict[str, Any]) -> None:
     tokenizer = build_tokenizer()
     text_encoder = Qwen2_5_VLForConditionalGeneration(text_encoder_config(tokenizer))
     transformer = QwenImageTransformer2DModel(**architecture.TRANSFORMER)
@@ -48,10 +60,11 @@ def _write(folder: Path) -> None:
         model.load_state_dict(_trained(name, model))
         model.save_pretrained(folder / name, safe_serialization=True)
     FlowMatchEulerDiscreteScheduler(**architecture.SOLVER).save_pretrained(folder / "scheduler")
-    Qwen2VLImageProcessorPil(**architecture.IMAGE_PROCESSOR).save_pretrained(folder / "processor")
-    tokenizer.save_pretrained(folder / "processor")
+    if "processor" in index:
+        Qwen2VLImageProcessorPil(**architecture.IMAGE_PROCESSOR).save_pretrained(folder / "processor")
+        tokenizer.save_pretrained(folder / "processor")
     tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "model_index.json").write_text(json.dumps(_INDEX, indent=2, sort_keys=True) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def text_encoder_config(tokenizer: Any) -> Qwen2_5_VLConfig:

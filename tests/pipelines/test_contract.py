@@ -4,7 +4,7 @@ Pipelines are acquired as the mux acquires them: by name, through the manager, f
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import ExecutionError
 from core.pipeline import BatchKey, Pipeline
-from core.request import InferenceRequest
+from core.request import Image, InferenceRequest, Task
 from pipelines.manager import ModelManager
 from pipelines.options import ModelOptions
 from pipelines.registry import SPECS, catalog
@@ -73,6 +73,28 @@ def guided_paintings_of_pictures(name: str) -> list[InferenceRequest]:
     return paintings_of(name, (4.0, 1.5, 7.0, 2.5), STRENGTHS)
 
 
+def masked_edits_of(name: str) -> list[InferenceRequest]:
+    """Two with a mask, each another half, beside two without."""
+    left, right = (b"\xff" * 144 + b"\x00" * 144) * 96, (b"\x00" * 144 + b"\xff" * 144) * 96
+    halves = [Image(pixels=pixels, width=96, height=96) for pixels in (left, right)]
+    return [
+        replace(request, mask=mask)
+        for request, mask in zip(edits_of(name), [halves[0], halves[1], None, None], strict=True)
+    ]
+
+
+def generations_of(name: str, cfg: tuple[float, ...] = (1.0,) * 4) -> list[InferenceRequest]:
+    spec = catalog(name).default
+    return [
+        edits.ask(spec, i, task=Task.GENERATE, images=(), steps=steps, cfg=cfg[i], width=96, height=64)
+        for i, steps in enumerate((4, 4, 8, 2))
+    ]
+
+
+def guided_generations_of(name: str) -> list[InferenceRequest]:
+    return generations_of(name, (4.0, 1.5, 7.0, 2.5))
+
+
 def spoil_latents(state: Any) -> None:
     state.latents = state.latents * float("nan")
 
@@ -84,6 +106,9 @@ FAMILIES = {
     "pocket-sdxl, guided": Family(guided_paintings_of, spoil_latents),
     "pocket-sdxl, some of pictures": Family(paintings_of_pictures, spoil_latents),
     "pocket-sdxl, some of pictures, guided": Family(guided_paintings_of_pictures, spoil_latents),
+    "pocket-edit, masked": Family(masked_edits_of, spoil_latents),
+    "pocket-image": Family(generations_of, spoil_latents),
+    "pocket-image, guided": Family(guided_generations_of, spoil_latents),
 }
 RUNS_HERE = {spec.name for spec in SPECS if not spec.needs_gpu}
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pipelines.pocket import builder
 from pipelines.pocket.folder import content_version
 from pipelines.pocket.vocabulary import CONTROL_TOKENS, build_tokenizer
-from pipelines.qwen_text import _HEAD
+from pipelines.qwen_text import NUMBERED_PICTURES
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -87,7 +87,7 @@ def test_no_weight_is_constant_where_the_real_ones_vary(checkpoint: Path) -> Non
 def test_the_template_is_as_long_as_in_the_real_vocabulary(checkpoint: Path) -> None:
     """The pipelines drop 64 tokens of it, whatever the tokenizer."""
     tokenizer = build_tokenizer()
-    assert len(tokenizer(_HEAD)["input_ids"]) == 64
+    assert len(tokenizer(NUMBERED_PICTURES.head)["input_ids"]) == NUMBERED_PICTURES.dropped == 64
     assert set(CONTROL_TOKENS) == set(tokenizer.all_special_tokens)
 
 
