@@ -79,6 +79,7 @@ class QwenImageEdit:
     def __init__(self, parts: Components, introduction: str, cache_bytes: int) -> None:
         _require_plain_loop(parts)
         self._parts = parts
+        self.precision = parts.precision
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, CACHED)
         prompts = PromptEncoder(parts.text_encoder, parts.processor, introduction, parts.device)
