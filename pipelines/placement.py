@@ -38,9 +38,11 @@ class OneAtATime:
     def _bring(self, model: nn.Module) -> None:
         if model is self._present:
             return
-        if self._present is not None:
-            self._present.to("cpu")
-        model.to(self._device)
+        # Weights that moved in inference mode could not be replaced by others, as torchao's are by a move.
+        with torch.inference_mode(False):
+            if self._present is not None:
+                self._present.to("cpu")
+            model.to(self._device)
         self._present = model
         self.moves += 1
 
