@@ -96,6 +96,7 @@ class QwenImageEdit:
     def __init__(self, parts: Components, template: Template, cache_bytes: int) -> None:
         _require_plain_loop(parts)
         self._parts = parts
+        self.precision = parts.precision
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, CACHED)
         prompts = PromptEncoder(parts.text_encoder, parts.processor, template, parts.device)

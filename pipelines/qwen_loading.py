@@ -36,7 +36,10 @@ class TextProcessor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
-    """A checkpoint in memory, on ``device``; the models are in ``dtype``, frozen, in evaluation mode."""
+    """A checkpoint in memory, to run on ``device``; all that is not quantized is in ``dtype``.
+
+    precision: how its weights are held and multiplied, as a sentence.
+    """
 
     transformer: Any
     vae: Any
@@ -45,6 +48,7 @@ class Components:
     solver: Any
     device: torch.device
     dtype: torch.dtype
+    precision: str = ""
 
 
 def load_components(
@@ -62,7 +66,9 @@ def load_components(
     Raises ``CapacityError`` ``not_ready`` with a sentence for the operator, ``OutOfDeviceMemory``, and
     whatever the libraries raise on damaged files.
     """
-    loader = Loader(spec, options, report, pipeline_class=pipeline_class, stages=5)
+    # Its activations exceed fp16. Source: ``supported_inference_dtypes`` of QwenImage in ComfyUI's
+    # ``supported_models.py``, and the black pictures of Comfy-Org/ComfyUI#10751.
+    loader = Loader(spec, options, report, pipeline_class=pipeline_class, stages=5, half_overflows=True)
     with device_errors():
         loader.stage("processor" if sees_pictures else "tokenizer")
         processor = (read_processor if sees_pictures else read_text_processor)(loader.folder)
@@ -80,6 +86,7 @@ def load_components(
         solver=solver,
         device=loader.device,
         dtype=loader.dtype,
+        precision=loader.precision,
     )
 
 

@@ -53,6 +53,43 @@ def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
         settings.load()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "remedy"),
+    [
+        ({"TORCH_COMPILE": "1", "OFFLOAD": "model"}, "unset one"),
+        ({"TORCH_COMPILE": "1", "INT8_CPU_OFFLOAD": "1", "PRECISION_MODE": "8bit"}, "unset one"),
+        (
+            {"TORCH_COMPILE": "1", "PRECISION_MODE": "8bit", "EIGHT_BIT_BACKEND": "fp8-layerwise"},
+            "set EIGHT_BIT_BACKEND=auto",
+        ),
+        ({"PRECISION_MODE": "8bit", "OFFLOAD": "sequential"}, "set OFFLOAD=model"),
+        ({"PRECISION_MODE": "4bit", "OFFLOAD": "model"}, "unset OFFLOAD"),
+        (
+            {"PRECISION_MODE": "8bit", "EIGHT_BIT_BACKEND": "bitsandbytes", "OFFLOAD": "model"},
+            "set EIGHT_BIT_BACKEND=auto",
+        ),
+        ({"INT8_CPU_OFFLOAD": "1"}, "set OFFLOAD=model instead"),
+        ({"PRECISION_MODE": "8bit", "INT8_CPU_OFFLOAD": "1", "OFFLOAD": "model"}, "unset one"),
+    ],
+)
+def test_what_cannot_be_had_together_stops_the_start(chosen: dict[str, str], remedy: str) -> None:
+    """Before anything is downloaded: the sentence names every variable of the pair, and a way out."""
+    os.environ.update(chosen)
+    with pytest.raises(settings.BadSettings, match=remedy) as caught:
+        settings.load()
+    sentence = str(caught.value).splitlines()[0]
+    assert all(name in sentence for name in chosen if name != "PRECISION_MODE" or len(chosen) == 2)
+
+
+def test_each_of_them_can_be_had_alone() -> None:
+    """The refusals are of pairs."""
+    for chosen in ({"TORCH_COMPILE": "1"}, {"OFFLOAD": "model"}, {"PRECISION_MODE": "4bit"}):
+        os.environ.update(chosen)
+        settings.load()
+        for name in chosen:
+            del os.environ[name]
+
+
 def test_api_port_beats_port_beats_app_port() -> None:
     """Contract S6."""
     os.environ.update(APP_PORT="1", PORT="2")
