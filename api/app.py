@@ -15,9 +15,8 @@ from api.body import ClientGone, parse_json, read_body
 from api.budget import Lease
 from api.errors import headers_of
 from api.exchange import figures, request_id, unless_gone
-from api.flat import FlatDialect, refuse
+from api.flat import FlatDialect, refuse, unwrap
 from api.flat_docs import ANSWERS, BODY
-from api.flat_fields import unwrap
 from api.images import ImageFormat
 from api.intake import ImageIntake
 from core.catalog import Catalog
@@ -56,7 +55,7 @@ def create_app(
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
         title="batchmux",
-        description="Pictures made and edited; requests of different callers share each denoising step.",
+        description="Image editing in which the edits of different callers share each denoising step.",
         redirect_slashes=False,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
     )
@@ -66,7 +65,7 @@ def create_app(
             path,
             flat.run,
             methods=["POST"],
-            summary="Make or edit a picture",
+            summary="Edit a picture",
             responses=ANSWERS,
             openapi_extra={"requestBody": BODY},
         )

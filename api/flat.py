@@ -14,7 +14,7 @@ import orjson
 import pybase64
 
 from api.errors import message_of, status_of
-from api.flat_fields import checked, mask_source, picture_sources
+from api.flat_fields import checked, mask_source, picture_sources, unknown
 from api.images import ImageFormat, encode
 from api.intake import ImageIntake
 from core.catalog import Catalog
@@ -24,6 +24,10 @@ from core.result import InferenceResult
 from core.spec import PipelineSpec
 
 FALLBACK_PROMPT: Final = "Enhance the image"
+
+# What RunPod's own API defines beside ``input``: a name is harmless, the others ask for something.
+_IGNORED_BESIDE_INPUT: Final = frozenset({"id"})
+_QUEUED_ONLY: Final = frozenset({"webhook", "policy", "s3Config"})
 
 _STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
 
@@ -121,6 +125,22 @@ class FlatDialect:
         return await self.intake.codec.finish(
             lambda: {"image": _picture(job, result).decode(), **answer(job, result)}
         )
+
+
+def unwrap(body: object) -> object:
+    """The ``input`` of a request's body. Raises ``RequestError``."""
+    if not isinstance(body, dict) or "input" not in body:
+        raise RequestError("invalid_parameter", 'the body must be {"input": {…}}', param="input")
+    for name in sorted(body.keys() - _IGNORED_BESIDE_INPUT - {"input"}):
+        if name not in _QUEUED_ONLY:
+            raise unknown(str(name), ["input"])
+        if body[name] is not None:
+            raise RequestError(
+                "unknown_field",
+                f"{name} is of RunPod's queue; here the answer comes at once, to the caller: leave it out",
+                param=name,
+            )
+    return body["input"]
 
 
 def answer(job: FlatJob, result: InferenceResult) -> dict[str, Any]:

@@ -24,10 +24,6 @@ from core.errors import RequestError
 
 MAX_TIMEOUT: Final = 3600.0
 
-# What RunPod's own API defines beside ``input``: a name is harmless, the others ask for something.
-_IGNORED_BESIDE_INPUT: Final = frozenset({"id"})
-_QUEUED_ONLY: Final = frozenset({"webhook", "policy", "s3Config"})
-
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
@@ -131,22 +127,6 @@ class FlatAnswer(BaseModel):
     output_format: ImageFormat
 
 
-def unwrap(body: object) -> object:
-    """The ``input`` of a request's body. Raises ``RequestError``."""
-    if not isinstance(body, dict) or "input" not in body:
-        raise RequestError("invalid_parameter", 'the body must be {"input": {…}}', param="input")
-    for name in sorted(body.keys() - _IGNORED_BESIDE_INPUT - {"input"}):
-        if name not in _QUEUED_ONLY:
-            raise _unknown(str(name), ["input"])
-        if body[name] is not None:
-            raise RequestError(
-                "unknown_field",
-                f"{name} is of RunPod's queue; here the answer comes at once, to the caller: leave it out",
-                param=name,
-            )
-    return body["input"]
-
-
 def checked(job_input: object) -> FlatInput:
     """Raises ``RequestError`` naming the field, never its content."""
     try:
@@ -156,8 +136,8 @@ def checked(job_input: object) -> FlatInput:
     *place, last = first["loc"] or (None,)
     if first["type"] == "extra_forbidden":
         if place:
-            raise _unknown(str(last), FlatLora.model_fields, ".".join(str(part) for part in place))
-        raise _unknown(str(last), FlatInput.model_fields)
+            raise unknown(str(last), FlatLora.model_fields, ".".join(str(part) for part in place))
+        raise unknown(str(last), FlatInput.model_fields)
     if last is None:
         raise RequestError("invalid_parameter", "input must be an object", param="input")
     field = ".".join(str(part) for part in first["loc"])
@@ -197,8 +177,8 @@ def _either(wishes: FlatInput, *fields: str) -> ImageSource | None:
     return next((ImageSource(text, field) for field in fields if (text := getattr(wishes, field))), None)
 
 
-def _unknown(name: str, known: Iterable[str], place: str | None = None) -> RequestError:
-    """The caller's own word is not repeated: it could be anything."""
+def unknown(name: str, known: Iterable[str], place: str | None = None) -> RequestError:
+    """For a field that is none of ``known``. The caller's own word is not repeated: it could be anything."""
     names = list(known)
     near = difflib.get_close_matches(name[:100], names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
