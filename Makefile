@@ -33,10 +33,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(PY) -m mypy .
 
-fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the settings tables
+fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the tables in the documents
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 	$(PY) docs/generate.py
+	$(PY) docs/models.py
 
 bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when it misses a target
 	@status=0; \
