@@ -8,7 +8,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
-BENCHES := mux_overhead scheduler_sim http_load denoising image_path pocket_edit gpu
+BENCHES := mux_overhead scheduler_sim http_load denoising image_path step_batching pocket_edit gpu
 MODEL := $(or $(DEFAULT_MODEL),pocket-edit)
 
 help: ## show this list
@@ -33,10 +33,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(PY) -m mypy .
 
-fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the settings tables
+fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the tables in the documents
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 	$(PY) docs/generate.py
+	$(PY) docs/models.py
 
 bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when it misses a target
 	@status=0; \

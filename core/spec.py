@@ -100,7 +100,8 @@ class PipelineSpec:
         ``invalid_parameter`` naming field, limit, value and remedy.
         """
         if task not in self.tasks:
-            raise invalid("task", f"{self.name} cannot {task}; it can {', '.join(sorted(self.tasks))}")
+            known = " and ".join(sorted(self.tasks))
+            raise invalid("task", f"{self.name} can {known} and cannot {task}; choose another model")
         self._check_text("prompt", prompt, empty_allowed=False)
         self._check_text("negative_prompt", negative_prompt or "", empty_allowed=True)
         self._check_images(task, images, mask)
@@ -145,8 +146,9 @@ class PipelineSpec:
 
     def _check_images(self, task: Task, images: tuple[Image, ...], mask: Image | None) -> None:
         if task is Task.EDIT and not 1 <= len(images) <= self.max_images:
+            remedy = "leave some out" if images else "send one"
             raise invalid(
-                "images", f"{self.name} edits 1 to {self.max_images} images; {len(images)} were given"
+                "images", f"{self.name} edits 1 to {self.max_images} images, not {len(images)}; {remedy}"
             )
         if task is Task.GENERATE and images:
             raise invalid("images", f"{self.name} makes a picture of a text alone; leave images out")
@@ -187,6 +189,8 @@ class PipelineSpec:
             return ()
         if self.adapters_refused is not None:
             raise invalid("loras", self.adapters_refused)
+        if not self.adapters:
+            raise invalid("loras", f"{self.name} has no loras here; leave them out")
         if len(wanted) > self.max_adapters:
             raise invalid(
                 "loras", f"{len(wanted)} loras are over the limit of {self.max_adapters}; send fewer"
@@ -194,10 +198,12 @@ class PipelineSpec:
         for name, scale in wanted:
             if name not in self.adapters:
                 near = difflib.get_close_matches(name[:200], self.adapters, n=1)
-                known = ", ".join(sorted(self.adapters)[:20]) or "none"
+                known = ", ".join(sorted(self.adapters)[:20])
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
                 raise invalid("loras", f"no such lora for {self.name}; {hint}")
-            within("loras", scale, -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
+            if not abs(scale) <= MAX_ADAPTER_SCALE:  # also refuses NaN
+                limits = f"-{MAX_ADAPTER_SCALE:g} to {MAX_ADAPTER_SCALE:g}"
+                raise invalid("loras", f"scale {scale:g} is outside {limits}; choose one inside")
         if len({name for name, _ in wanted}) < len(wanted):
             raise invalid("loras", "a lora is named twice; add up its scales")
         return tuple(sorted((name, float(scale)) for name, scale in wanted))
