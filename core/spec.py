@@ -18,6 +18,7 @@ class PipelineSpec:
 
     factory:   ``"module:callable"``, imported on first use only.
     source:    hub id of the checkpoint, or ``builtin:NAME`` for one this repository builds.
+    lightning_lora: ``owner/name/file.safetensors`` of the LoRA that is fused into the source's denoiser.
     output_area / reference_area / condition_area: target pixels; sizes keep the input's aspect.
     patch:     pixels per transformer token along one side. multiple: the canvas is rounded up to this many.
     negative_prompt: of guided requests that name none; None steers away from no text at all.
@@ -36,6 +37,7 @@ class PipelineSpec:
     factory: str
     source: str
     aliases: tuple[str, ...] = ()
+    lightning_lora: str | None = None
     tasks: frozenset[Task] = frozenset({Task.EDIT})
     steps: int = 40
     cfg: float = 4.0

@@ -13,6 +13,7 @@ import transformers.utils.logging
 from core.spec import PipelineSpec
 from pipelines.checkpoint import check_class, find_checkpoint
 from pipelines.device import pick_device
+from pipelines.lightning import find_lightning, fuse
 from pipelines.options import ModelOptions, Report
 
 Role = Literal["denoiser", "text", "vae"]
@@ -36,8 +37,10 @@ class Loader:
         self.device = pick_device()
         self.dtype = _dtype(self.device, options)
         self.stage("checkpoint")
+        self.fused: tuple[str, ...] = ()  # LoRAs that ``_finish`` has made part of the denoiser
         self.folder: Path = find_checkpoint(spec, options)
         check_class(self.folder, spec, pipeline_class)
+        self._lightning = find_lightning(spec, options)
 
     def stage(self, name: str) -> None:
         self._stage += 1
@@ -57,6 +60,9 @@ class Loader:
         Their order is fixed: an adapter is fused while the weights are whole, quantization comes after it,
         and only what is finished moves to the device.
         """
+        if role == "denoiser" and self._lightning is not None:
+            fuse(model, self._lightning)
+            self.fused = (self._lightning.source,)
         return model.eval().requires_grad_(False).to(self.device)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 from core.spec import PipelineSpec
+from pipelines.adapters import AdapterSet, Lease
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish
@@ -27,13 +28,13 @@ from pipelines.qwen_vae import SCALE, PictureVae, pack
 def load_edit(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
     """The first release: one picture, introduced without a number."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPipeline")
-    return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes)
+    return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes, options)
 
 
 def load_edit_plus(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
     """Everything since 2509: one to three numbered pictures."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPlusPipeline")
-    return QwenImageEdit(parts, NUMBERED_PICTURES, options.condition_cache_bytes)
+    return QwenImageEdit(parts, NUMBERED_PICTURES, options.condition_cache_bytes, options)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -50,6 +51,7 @@ class EditState:
     references: Tensor
     prompt: Tensor
     negative: Tensor | None
+    adapters: Lease
     done: int = 0
 
     @property
@@ -71,19 +73,27 @@ class QwenImageEdit:
     """One loaded checkpoint. See ``core.pipeline.Pipeline`` for the contract.
 
     introduction: how the prompt template names a picture. cache_bytes: bound of the condition cache.
+    options: those of users' LoRAs are looked at.
     Raises ``ValueError`` for a checkpoint whose configuration asks for a loop other than this one.
     """
 
-    lightning_enabled = False
-
-    def __init__(self, parts: Components, introduction: str, cache_bytes: int) -> None:
+    def __init__(
+        self, parts: Components, introduction: str, cache_bytes: int, options: ModelOptions | None = None
+    ) -> None:
         _require_plain_loop(parts)
         self._parts = parts
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, CACHED)
         prompts = PromptEncoder(parts.text_encoder, parts.processor, introduction, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
-        self.caches = cache.counts
+        self._adapters = AdapterSet(
+            {"denoiser": parts.transformer},
+            options or ModelOptions(),
+            dtype=parts.dtype,
+            device=parts.device,
+        )
+        self.lightning_enabled = parts.lightning
+        self.caches = {**cache.counts, "loras": self._adapters.counts}
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[EditState]:
@@ -92,6 +102,7 @@ class QwenImageEdit:
         Raises ``RequestError`` ``invalid_parameter`` for a text of too many tokens.
         """
         with device_errors():
+            adapters = self._adapters.hold(requests[0].adapters)
             return [
                 EditState(
                     request=request,
@@ -100,6 +111,7 @@ class QwenImageEdit:
                     references=condition.references,
                     prompt=condition.prompt,
                     negative=condition.negative,
+                    adapters=adapters,
                 )
                 for request, condition in zip(requests, self._conditions.encode(requests), strict=True)
             ]
@@ -108,9 +120,13 @@ class QwenImageEdit:
     def step(self, states: Sequence[EditState]) -> None:
         """One forward for all rows, guided ones twice in it, then each row's own Euler step."""
         shapes = states[0].shapes
+        adapters = states[0].request.adapters
         if any(state.finished or state.shapes != shapes for state in states):
             raise ValueError("rows of one forward are unfinished and equal in canvas and reference sizes")
+        if any(state.request.adapters != adapters for state in states):
+            raise ValueError("rows of one forward have the same adapters")
         with device_errors():
+            self._adapters.use(adapters)
             velocity = self._velocity(states, shapes)
             deltas = self._row_values([state.schedule.deltas[state.done] for state in states])
             latents = torch.stack([state.latents for state in states])
@@ -127,7 +143,10 @@ class QwenImageEdit:
             latents = torch.stack([state.latents for state in states])
             require_finite(latents)
             pictures = self._vae.decode(latents, states[0].request.canvas)
-        return [_result(state.request, picture) for state, picture in zip(states, pictures, strict=True)]
+        return [
+            _result(state.request, picture, lightning=self.lightning_enabled)
+            for state, picture in zip(states, pictures, strict=True)
+        ]
 
     def _velocity(self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]) -> Tensor:
         """[rows, canvas tokens, 64], guided where a row asks for it."""
@@ -194,7 +213,7 @@ def _tokens(request: InferenceRequest) -> int:
     return (width // PATCH) * (height // PATCH)
 
 
-def _result(request: InferenceRequest, pixels: Tensor) -> InferenceResult:
+def _result(request: InferenceRequest, pixels: Tensor, *, lightning: bool) -> InferenceResult:
     """pixels: uint8 [height, width, 3] on the CPU."""
     height, width, _ = pixels.shape
     return InferenceResult(
@@ -203,4 +222,5 @@ def _result(request: InferenceRequest, pixels: Tensor) -> InferenceResult:
         model=request.model,
         seed=request.seed,
         steps=request.steps,
+        lightning_enabled=lightning,
     )

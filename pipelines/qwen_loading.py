@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from core.spec import PipelineSpec
 from pipelines.device import device_errors
+from pipelines.lightning import few_step_solver
 from pipelines.loading import Loader
 from pipelines.options import ModelOptions, Report
 
@@ -28,7 +29,10 @@ class PictureTextProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
-    """A checkpoint in memory, on ``device``; the models are in ``dtype``, frozen, in evaluation mode."""
+    """A checkpoint in memory, on ``device``; the models are in ``dtype``, frozen, in evaluation mode.
+
+    lightning: a Lightning LoRA is part of the transformer, and the solver has its schedule.
+    """
 
     transformer: Any
     vae: Any
@@ -37,6 +41,7 @@ class Components:
     solver: Any
     device: torch.device
     dtype: torch.dtype
+    lightning: bool = False
 
 
 def load_components(
@@ -63,9 +68,10 @@ def load_components(
         vae=vae,
         text_encoder=text_encoder,
         processor=processor,
-        solver=solver,
+        solver=few_step_solver(solver) if loader.fused else solver,
         device=loader.device,
         dtype=loader.dtype,
+        lightning=bool(loader.fused),
     )
 
 

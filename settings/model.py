@@ -176,6 +176,9 @@ class ModelSettings(BaseSettings):
             "condition_area": self.condition_area,
             "steps": self.default_steps,
             "cfg": self.default_cfg_scale,
+            "adapters": frozenset(self.user_loras),
+            "max_adapters": self.max_loras_cache,
+            **{name: self.loading[name] for name in ("lightning", "precision", "tuning")},
         }
 
     @property
