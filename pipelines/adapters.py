@@ -43,7 +43,8 @@ class AdapterSet:
     models: by part, before anything was put on them. dtype, device: where the adapters compute.
     counts: hits, misses, entries and bytes; one thread changes it, any may read it.
 
-    Every file is found, fetched and checked now, so that a request never waits for a download.
+    Every file is found, fetched and checked now, so that a request never waits for a download. A pipeline
+    calls ``hold`` in ``prepare``, and ``use`` before every call of a model that may be changed.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class AdapterSet:
             return
         self._active = None  # of no use to anyone until all layers are switched
         scales = {self._loaded[name].name: scale for name, scale in wanted}
+        names = list(scales)
         for layer in self._layers:
-            layer.set_adapter([name for name in scales if name in layer.lora_A], inference_mode=True)
-            for name, scale in scales.items():
-                layer.set_scale(name, scale)
+            # As peft's ``set_adapter`` and ``set_scale``, which take forty times as long for the gradients.
+            layer._active_adapter = names
+            layer.scaling.update((name, scale) for name, scale in scales.items() if name in layer.scaling)
         self._active = wanted
 
     def _find(self, source: str, options: ModelOptions) -> tuple[LoraFile, dict[Part, dict[str, Layer]]]:

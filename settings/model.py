@@ -77,7 +77,7 @@ class ModelSettings(BaseSettings):
 
     # Few-step forms and LoRAs
     use_lightning_lora: bool = Field(
-        True, description="1 fuses the few-step Lightning LoRA into the default model where its row has one"
+        True, description="1 fuses the few-step Lightning LoRA into each model whose row has one"
     )
     lightning_steps: int | None = Field(
         None,
