@@ -18,6 +18,7 @@ from core.spec import PipelineSpec
 from pipelines.attention import set_attention
 from pipelines.checkpoint import check_class, find_checkpoint
 from pipelines.device import pick_device
+from pipelines.lightning import find_lightning, fuse
 from pipelines.options import ModelOptions, Report
 from pipelines.placement import OneAtATime, parts_on_host, stream
 from pipelines.precision import Device, Role, choose
@@ -71,6 +72,7 @@ class Loader:
             [self._plan.sentence, *(f"{role} does not fit and stays on the host" for role in self._host)]
         )
         log.info("%s: %s", spec.name, self.precision)
+        self._lightning = find_lightning(spec, options)
 
     def stage(self, name: str) -> None:
         self._stage += 1
@@ -102,8 +104,10 @@ class Loader:
         Their order is fixed: an adapter is fused while the weights are whole, quantization comes after it,
         only what is finished moves to the device, and what is compiled stays where it is.
         """
+        if role == "denoiser" and self._lightning is not None:
+            fuse(model, self._lightning)
+            self.fused = (self._lightning.source,)
         model.eval().requires_grad_(False)
-        # A few-step LoRA is fused here.
         if role in self._plan.schemes and role not in self._host:
             quantize(model, role, self._plan.schemes[role], compute=self.dtype, device=self.device)
         self._place(model, role)

@@ -14,6 +14,7 @@ from torch import Tensor
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 from core.spec import PipelineSpec
+from pipelines.adapters import AdapterSet, Lease
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish
@@ -29,19 +30,19 @@ from pipelines.qwen_vae import SCALE, PictureVae, pack
 def load_edit(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
     """The first release: one picture, introduced without a number."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPipeline")
-    return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes)
+    return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes, options)
 
 
 def load_generate(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
     """From a text alone; such a checkpoint has no processor of pictures."""
     parts = load_components(spec, options, report, pipeline_class="QwenImagePipeline", sees_pictures=False)
-    return QwenImageEdit(parts, TEXT_ALONE, options.condition_cache_bytes)
+    return QwenImageEdit(parts, TEXT_ALONE, options.condition_cache_bytes, options)
 
 
 def load_edit_plus(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
     """Everything since 2509: one to three numbered pictures."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPlusPipeline")
-    return QwenImageEdit(parts, NUMBERED_PICTURES, options.condition_cache_bytes)
+    return QwenImageEdit(parts, NUMBERED_PICTURES, options.condition_cache_bytes, options)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -61,6 +62,7 @@ class EditState:
     prompt: Tensor
     negative: Tensor | None
     region: Region | None
+    adapters: Lease
     stored: tuple[Stored | None, Stored | None] = (None, None)
     done: int = 0
 
@@ -88,12 +90,13 @@ class QwenImageEdit:
     """One loaded checkpoint. See ``core.pipeline.Pipeline`` for the contract.
 
     template: the one that the checkpoint was trained under. cache_bytes: bound of the condition cache.
+    options: those of users' LoRAs are looked at.
     Raises ``ValueError`` for a checkpoint whose configuration asks for a loop other than this one.
     """
 
-    lightning_enabled = False
-
-    def __init__(self, parts: Components, template: Template, cache_bytes: int) -> None:
+    def __init__(
+        self, parts: Components, template: Template, cache_bytes: int, options: ModelOptions | None = None
+    ) -> None:
         _require_plain_loop(parts)
         self._parts = parts
         self.precision = parts.precision
@@ -102,7 +105,14 @@ class QwenImageEdit:
         prompts = PromptEncoder(parts.text_encoder, parts.processor, template, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
         self._reuses = {"hits": 0, "misses": 0}  # of forwards of rows that asked for the step cache
-        self.caches = cache.counts | {"steps": self._reuses}
+        self._adapters = AdapterSet(
+            {"denoiser": parts.transformer},
+            options or ModelOptions(),
+            dtype=parts.dtype,
+            device=parts.device,
+        )
+        self.lightning_enabled = parts.lightning
+        self.caches = {**cache.counts, "steps": self._reuses, "loras": self._adapters.counts}
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[EditState]:
@@ -111,16 +121,23 @@ class QwenImageEdit:
         Raises ``RequestError`` ``invalid_parameter`` for a text of too many tokens.
         """
         with device_errors():
+            adapters = self._adapters.hold(requests[0].adapters)
             encoded = self._conditions.encode(requests)
-            return [self._begin(request, row) for request, row in zip(requests, encoded, strict=True)]
+            return [
+                self._begin(request, row, adapters) for request, row in zip(requests, encoded, strict=True)
+            ]
 
     @torch.inference_mode()
     def step(self, states: Sequence[EditState]) -> None:
         """One forward for all rows, guided ones twice in it, then each row's own Euler step."""
         shapes = states[0].shapes
+        adapters = states[0].request.adapters
         if any(state.finished or state.shapes != shapes for state in states):
             raise ValueError("rows of one forward are unfinished and equal in canvas and reference sizes")
+        if any(state.request.adapters != adapters for state in states):
+            raise ValueError("rows of one forward have the same adapters")
         with device_errors():
+            self._adapters.use(adapters)
             velocity, stored = self._velocity(states, shapes)
             deltas = self._row_values([state.schedule.deltas[state.done] for state in states])
             latents = torch.stack([state.latents for state in states])
@@ -142,9 +159,12 @@ class QwenImageEdit:
             latents = torch.stack([state.latents for state in states])
             require_finite(latents)
             pictures = self._vae.decode(latents, states[0].request.canvas)
-        return [_result(state, picture) for state, picture in zip(states, pictures, strict=True)]
+        return [
+            _result(state, picture, lightning=self.lightning_enabled)
+            for state, picture in zip(states, pictures, strict=True)
+        ]
 
-    def _begin(self, request: InferenceRequest, conditions: Conditions) -> EditState:
+    def _begin(self, request: InferenceRequest, conditions: Conditions, adapters: Lease) -> EditState:
         noise = self._noise(request)
         return EditState(
             request=request,
@@ -154,6 +174,7 @@ class QwenImageEdit:
             prompt=conditions.prompt,
             negative=conditions.negative,
             region=read_region(request, conditions.canvas, noise),
+            adapters=adapters,
         )
 
     def _velocity(
@@ -235,7 +256,7 @@ def guide(toward: Tensor, away: Tensor, scales: Tensor) -> Tensor:
     return guided
 
 
-def _result(state: EditState, pixels: Tensor) -> InferenceResult:
+def _result(state: EditState, pixels: Tensor, *, lightning: bool) -> InferenceResult:
     """pixels: uint8 [height, width, 3] on the CPU."""
     height, width, _ = pixels.shape
     request = state.request
@@ -247,4 +268,5 @@ def _result(state: EditState, pixels: Tensor) -> InferenceResult:
         model=request.model,
         seed=request.seed,
         steps=request.steps,
+        lightning_enabled=lightning,
     )

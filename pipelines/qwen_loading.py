@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from core.spec import PipelineSpec
 from pipelines.device import device_errors
+from pipelines.lightning import few_step_solver
 from pipelines.loading import Loader
 from pipelines.options import ModelOptions, Report
 
@@ -39,6 +40,7 @@ class Components:
     """A checkpoint in memory, to run on ``device``; all that is not quantized is in ``dtype``.
 
     precision: how its weights are held and multiplied, as a sentence.
+    lightning: a Lightning LoRA is part of the transformer, and the solver has its schedule.
     """
 
     transformer: Any
@@ -49,6 +51,7 @@ class Components:
     device: torch.device
     dtype: torch.dtype
     precision: str = ""
+    lightning: bool = False
 
 
 def load_components(
@@ -83,10 +86,11 @@ def load_components(
         vae=vae,
         text_encoder=text_encoder,
         processor=processor,
-        solver=solver,
+        solver=few_step_solver(solver) if loader.fused else solver,
         device=loader.device,
         dtype=loader.dtype,
         precision=loader.precision,
+        lightning=bool(loader.fused),
     )
 
 

@@ -1,11 +1,14 @@
 """The models this worker knows, as rows of facts. Importing it loads no model library."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from core.catalog import Catalog
 from core.request import Task
 from core.spec import PipelineSpec
+from pipelines.lightning_files import lightning_steps
+from pipelines.options import Lightning, Precision, Tuning
 
 _EDIT = "pipelines.qwen_image:load_edit"
 _EDIT_PLUS = "pipelines.qwen_image:load_edit_plus"
@@ -185,6 +188,11 @@ def catalog(
     condition_area: int | None = None,
     steps: int | None = None,
     cfg: float | None = None,
+    lightning: Mapping[str, Any] | None = None,
+    adapters: Collection[str] = (),
+    max_adapters: int = 4,
+    precision: Mapping[str, Any] | None = None,
+    tuning: Mapping[str, Any] | None = None,
 ) -> Catalog:
     """The default's row and those ``allowed`` by name, with the operator's wishes in place of their figures.
 
@@ -194,6 +202,8 @@ def catalog(
     a download of tens of gigabytes. None keeps a row's own figure.
 
     reference_area, condition_area: pixels. steps: 1 to the row's ``max_steps``. cfg: >= 0.
+    lightning, precision, tuning: as ``model_options`` takes them; where a Lightning LoRA is in effect the
+    row's steps and guidance are its own. adapters: ids of LoRAs, of which a request may name so many at once.
     Raises ``RequestError`` ``model_not_found`` when no row is called ``default``, or as one of ``allowed``.
     """
     areas = {"reference_area": reference_area, "condition_area": condition_area}
@@ -201,6 +211,17 @@ def catalog(
     known = Catalog(SPECS, default)
     served = {known.get(name).name for name in (default, *allowed)}
     rows = [_with(spec, areas) for spec in SPECS if spec.name in served]
+    rows = [_few_steps(spec, Lightning(**(lightning or {}))) for spec in rows]
+    refusal = _adapters_refused(Precision(**(precision or {})), Tuning(**(tuning or {})))
+    rows = [
+        replace(
+            spec,
+            adapters=frozenset(adapters),
+            max_adapters=min(spec.max_adapters, max_adapters),
+            adapters_refused=refusal if adapters else None,
+        )
+        for spec in rows
+    ]
     # Steps and guidance that suit the default would spoil a few-step model beside it.
     rows = [_with(spec, figures) if spec.name == known.default.name else spec for spec in rows]
     return Catalog(rows, default)
@@ -209,3 +230,27 @@ def catalog(
 def _with(spec: PipelineSpec, wishes: Mapping[str, float | None]) -> PipelineSpec:
     given = {name: value for name, value in wishes.items() if value is not None}
     return replace(spec, **given)  # type: ignore[arg-type]
+
+
+def _few_steps(spec: PipelineSpec, wishes: Lightning) -> PipelineSpec:
+    steps = lightning_steps(spec.name, wishes.steps) if wishes.enabled else None
+    if steps is None:
+        return spec
+    return replace(spec, steps=steps, cfg=1.0, lightning_steps=steps)
+
+
+def _adapters_refused(precision: Precision, tuning: Tuning) -> str | None:
+    """What can be said before loading; a layer that can take none is found when a LoRA is put on it."""
+    quantized = precision.components != "text"
+    if quantized and precision.mode == "4bit":
+        return "loras cannot be put on 4-bit weights here; leave loras out, or set PRECISION_MODE=8bit"
+    if quantized and precision.mode == "8bit" and precision.eight_bit == "fp8-layerwise":
+        return (
+            "loras cannot be put on weights that are cast layer by layer; "
+            "leave loras out, or set EIGHT_BIT_BACKEND=bitsandbytes"
+        )
+    if tuning.compile:
+        return "loras cannot be put on a compiled model; leave loras out, or set TORCH_COMPILE=0"
+    if tuning.offload == "sequential":
+        return "loras need the model's weights in one place; leave loras out, or set OFFLOAD=model"
+    return None

@@ -14,6 +14,7 @@ from torch import Tensor
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 from core.spec import PipelineSpec
+from pipelines.adapters import AdapterSet, Lease
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import pad, require_finite
 from pipelines.device import device_errors, finish
@@ -26,7 +27,7 @@ from pipelines.sdxl_vae import PictureVae
 
 
 def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> "StableDiffusionXL":
-    return StableDiffusionXL(load_components(spec, options, report), options.condition_cache_bytes)
+    return StableDiffusionXL(load_components(spec, options, report), options.condition_cache_bytes, options)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -43,6 +44,7 @@ class PictureState:
     prompt: Text
     negative: Text | None
     kept: Kept | None
+    adapters: Lease
 
     @property
     def remaining(self) -> int:
@@ -62,13 +64,14 @@ class PictureState:
 class StableDiffusionXL:
     """One loaded checkpoint. See ``core.pipeline.Pipeline`` for the contract.
 
-    cache_bytes: bound of the condition cache.
+    cache_bytes: bound of the condition cache. options: those of users' LoRAs are looked at.
     Raises ``ValueError`` for a checkpoint whose configuration asks for a loop other than this one.
     """
 
-    def __init__(self, parts: Components, cache_bytes: int) -> None:
+    def __init__(self, parts: Components, cache_bytes: int, options: ModelOptions | None = None) -> None:
         _require_plain_loop(parts)
         self._parts = parts
+        self.precision = parts.precision
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, (*CACHED, MOMENTS))
         self._prompts = PromptEncoder(
@@ -76,8 +79,15 @@ class StableDiffusionXL:
         )
         channels = parts.unet.config.in_channels
         self._starter = Starter(self._vae, parts.solver, cache, channels, parts.device, parts.dtype)
+        encoders = {"text_encoder": parts.encoders[0][1], "text_encoder_2": parts.encoders[1][1]}
+        self._adapters = AdapterSet(
+            {"denoiser": parts.unet, **encoders},
+            options or ModelOptions(),
+            dtype=parts.dtype,
+            device=parts.device,
+        )
         self.lightning_enabled = parts.lightning
-        self.caches = cache.counts
+        self.caches = {**cache.counts, "loras": self._adapters.counts}
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[PictureState]:
@@ -86,6 +96,8 @@ class StableDiffusionXL:
         Raises ``RequestError`` ``invalid_parameter`` for a text of too many tokens.
         """
         with device_errors():
+            adapters = self._adapters.hold(requests[0].adapters)
+            self._adapters.use(requests[0].adapters)  # texts are encoded through them too
             texts = self._prompts.encode(requests)
             starts = self._starter.begin(requests)
             return [
@@ -96,6 +108,7 @@ class StableDiffusionXL:
                     prompt=prompt,
                     negative=negative,
                     kept=start.kept,
+                    adapters=adapters,
                 )
                 for request, (prompt, negative), start in zip(requests, texts, starts, strict=True)
             ]
@@ -106,7 +119,11 @@ class StableDiffusionXL:
         canvas = states[0].request.canvas
         if any(state.finished or state.request.canvas != canvas for state in states):
             raise ValueError("rows of one forward are unfinished and equal in canvas")
+        adapters = states[0].request.adapters
+        if any(state.request.adapters != adapters for state in states):
+            raise ValueError("rows of one forward have the same adapters")
         with device_errors():
+            self._adapters.use(adapters)
             # Solvers and generators remember: forks take the step, and are kept only if all of it succeeds.
             solvers = [state.solver.fork() for state in states]
             predictions = self._predict(states, solvers)

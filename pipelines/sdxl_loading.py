@@ -26,7 +26,7 @@ class Components:
     encoders: (tokenizer, text model), twice. solver: to be copied, never stepped.
     dtype: of latents and embeddings. The autoencoder has its own, which may be wider.
     zero_negative: no negative prompt means zeros instead of an empty text.
-    lightning: the denoiser is a few-step form.
+    lightning: the denoiser is a few-step form. precision: how weights are held, as a sentence.
     """
 
     unet: Any
@@ -37,6 +37,7 @@ class Components:
     dtype: torch.dtype
     zero_negative: bool = True
     lightning: bool = False
+    precision: str = ""
 
 
 def load_components(spec: PipelineSpec, options: ModelOptions, report: Report) -> Components:
@@ -75,4 +76,5 @@ def load_components(spec: PipelineSpec, options: ModelOptions, report: Report) -
         dtype=loader.dtype,
         zero_negative=index.get("force_zeros_for_empty_prompt", True),
         lightning=spec.lightning_steps is not None,
+        precision=loader.precision,
     )

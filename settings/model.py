@@ -79,7 +79,7 @@ class ModelSettings(BaseSettings):
 
     # Few-step forms and LoRAs
     use_lightning_lora: bool = Field(
-        True, description="1 fuses the few-step Lightning LoRA into the default model where its row has one"
+        True, description="1 fuses the few-step Lightning LoRA into each model whose row has one"
     )
     lightning_steps: int | None = Field(
         None,
@@ -198,6 +198,9 @@ class ModelSettings(BaseSettings):
             "condition_area": self.condition_area,
             "steps": self.default_steps,
             "cfg": self.default_cfg_scale,
+            "adapters": frozenset(self.user_loras),
+            "max_adapters": self.max_loras_cache,
+            **{name: self.loading[name] for name in ("lightning", "precision", "tuning")},
         }
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import settings
+from pipelines.registry import catalog
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +126,17 @@ def test_secrets_are_not_printed() -> None:
     """Settings are logged at start-up."""
     os.environ["BUCKET_SECRET_ACCESS_KEY"] = "hunter2"
     assert "hunter2" not in repr(settings.load())
+
+
+def test_few_steps_and_loras_reach_the_rows() -> None:
+    """What a request may ask, and its defaults, are settled before any model is loaded."""
+    os.environ.update(LIGHTNING_STEPS="4", USER_LORAS="comic=/l/comic.safetensors", MAX_LORAS_CACHE="2")
+    loaded = settings.load()
+    row = catalog(loaded.default_model, **loaded.row).default
+    assert (row.steps, row.cfg, row.lightning_steps) == (4, 1.0, 4)
+    assert (row.adapters, row.max_adapters, row.adapters_refused) == (frozenset({"comic"}), 2, None)
+    os.environ.update(USE_LIGHTNING_LORA="0", PRECISION_MODE="4bit")
+    loaded = settings.load()
+    row = catalog(loaded.default_model, **loaded.row).default
+    assert (row.steps, row.lightning_steps) == (40, None)
+    assert row.adapters_refused is not None
