@@ -79,9 +79,16 @@ class StableDiffusionXL:
         )
         channels = parts.unet.config.in_channels
         self._starter = Starter(self._vae, parts.solver, cache, channels, parts.device, parts.dtype)
-        encoders = {"text_encoder": parts.encoders[0][1], "text_encoder_2": parts.encoders[1][1]}
+        encoders: dict[str, Any] = {
+            "text_encoder": parts.encoders[0][1],
+            "text_encoder_2": parts.encoders[1][1],
+        }
         self._adapters = AdapterSet(
-            {"denoiser": parts.unet, **encoders},
+            {
+                "denoiser": parts.unet,
+                "text_encoder": parts.encoders[0][1],
+                "text_encoder_2": parts.encoders[1][1],
+            },
             options or ModelOptions(),
             dtype=parts.dtype,
             device=parts.device,

@@ -101,17 +101,9 @@ def test_what_was_encoded_is_remembered(sdxl_parts: Components, sdxl_spec: Pipel
     request = paint(sdxl_spec, **MASKED, cfg=4.0, negative_prompt="rain")
     first, second = (edit(pipeline, request) for _ in range(2))
     assert first == second
-    hits = {kind: (counts["hits"], counts["misses"]) for kind, counts in pipeline.caches.items()}
+    kinds = ("prompt_embeddings", "pooled_embeddings", "picture_moments")
+    hits = {kind: (pipeline.caches[kind]["hits"], pipeline.caches[kind]["misses"]) for kind in kinds}
     assert hits == {"prompt_embeddings": (2, 2), "pooled_embeddings": (2, 2), "picture_moments": (1, 1)}
-
-
-def test_texts_under_other_adapters_are_encoded_anew(sdxl_parts: Components, sdxl_spec: PipelineSpec) -> None:
-    """An adapter may change the text encoders."""
-    pipeline = StableDiffusionXL(sdxl_parts, cache_bytes=10_000_000)
-    request = paint(sdxl_spec)
-    pipeline.prepare([request])
-    pipeline.prepare([replace(request, adapters=(("style", 1.0),))])
-    assert pipeline.caches["prompt_embeddings"]["hits"] == 0
 
 
 def test_a_picture_decides_its_picture(sdxl: StableDiffusionXL, sdxl_spec: PipelineSpec) -> None:
@@ -226,13 +218,11 @@ def test_a_denoiser_that_is_nowhere_is_named(baked: ModelOptions, lightning: Pip
         find_file("owner/name/weights.ckpt", baked)
 
 
-def test_a_lora_that_was_not_fused_is_never_called_lightning(
-    baked: ModelOptions, lightning: PipelineSpec
-) -> None:
+def test_a_lora_that_cannot_be_had_stops_the_load(baked: ModelOptions, lightning: PipelineSpec) -> None:
     """The base in four unguided steps paints mud."""
     row = replace(lightning, denoiser=None, lightning_lora="owner/name/lora.safetensors")
-    with pytest.raises(CapacityError, match="was not fused"):
-        load(row, baked, Silent())
+    with pytest.raises(CapacityError, match="cannot be had"):
+        load(row, replace(baked, local_only=True), Silent())
 
 
 def test_an_unknown_solver_is_refused(tmp_path: Path, sdxl_checkpoint: Path, sdxl_spec: PipelineSpec) -> None:
