@@ -2,17 +2,17 @@
 # pip's own configuration decides where packages come from (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf).
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint types fix bench
+.PHONY: help run serve test check lint types fix bench pocket-eval
 .DELETE_ON_ERROR:
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
-BENCHES := mux_overhead scheduler_sim http_load denoising image_path
+BENCHES := mux_overhead scheduler_sim http_load denoising image_path step_batching pocket_edit gpu
 MODEL := $(or $(DEFAULT_MODEL),pocket-edit)
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/.runtime ## edit the photograph of test_input.json here, through RunPod's local path
 	DEFAULT_MODEL=$(MODEL) $(PY) handler.py --test_input
@@ -33,10 +33,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(PY) -m mypy .
 
-fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the settings tables
+fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the tables in the documents
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 	$(PY) docs/generate.py
+	$(PY) docs/models.py
 
 bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when it misses a target
 	@status=0; \
@@ -45,6 +46,10 @@ bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when i
 		$(PY) -m benchmarks.$$name || status=1; \
 	done; \
 	exit $$status
+
+pocket-eval: $(VENV)/.dev ## measure the pocket checkpoint on held-out photographs; fails when it misses a bar
+	$(PY) -m training.photos > /dev/null
+	$(PY) -m training.evaluate
 
 $(VENV)/.runtime: requirements.txt | $(PY)
 	@echo "Installing requirements.txt into $(VENV); the first time takes some minutes."

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from api.flat import FlatAnswer, FlatInput
+from api.flat_fields import FlatAnswer, FlatInput
 
 BODY: Final = {
     "required": True,
@@ -41,11 +41,11 @@ _FAULT: Final = {
 }
 
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"model": FlatAnswer, "description": "The edited picture"},
+    200: {"model": FlatAnswer, "description": "The picture"},
     **{
         status: {"description": text, "content": {"application/json": {"schema": _FAULT}}}
         for status, text in (
-            (400, "No picture, or no valid JSON"),
+            (400, "No picture where the model needs one, or no valid JSON"),
             (404, "No such model"),
             (408, "The body came too slowly"),
             (413, "The body or a picture is too large"),

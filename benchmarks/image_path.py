@@ -27,7 +27,8 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse  # FastAPI's own
 
 from api.body import parse_json
-from api.flat import FlatInput, unwrap
+from api.flat import unwrap
+from api.flat_fields import FlatInput
 from api.images import ImageLimits, decode, encode
 from api.intake import from_base64
 

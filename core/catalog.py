@@ -17,7 +17,7 @@ class Catalog:
         self._specs = {spec.name: spec for spec in specs}
         self._names: dict[str, str] = {}
         for spec in self._specs.values():
-            for name in (spec.name, spec.source, *spec.aliases):
+            for name in spec.names:
                 if self._names.setdefault(name.lower(), spec.name) != spec.name:
                     raise ValueError(f"{name!r} names both {self._names[name.lower()]} and {spec.name}")
         self.default = self.get(default)

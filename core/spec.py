@@ -18,6 +18,8 @@ class PipelineSpec:
 
     factory:   ``"module:callable"``, imported on first use only.
     source:    hub id of the checkpoint, or ``builtin:NAME`` for one this repository builds.
+    denoiser:  ``owner/name/file.safetensors`` of a denoiser that takes the place of the source's own.
+    lightning_lora: ``owner/name/file.safetensors`` of the LoRA that is fused into the source's denoiser.
     output_area / reference_area / condition_area: target pixels; sizes keep the input's aspect.
     patch:     pixels per transformer token along one side. multiple: the canvas is rounded up to this many.
     negative_prompt: of guided requests that name none; None steers away from no text at all.
@@ -36,6 +38,8 @@ class PipelineSpec:
     factory: str
     source: str
     aliases: tuple[str, ...] = ()
+    denoiser: str | None = None
+    lightning_lora: str | None = None
     tasks: frozenset[Task] = frozenset({Task.EDIT})
     steps: int = 40
     cfg: float = 4.0
@@ -65,6 +69,12 @@ class PipelineSpec:
     vram_gb: float | None = None
     licence: str = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What callers may call it. The source's id names the row that leaves the source as it is."""
+        changed = self.denoiser is not None or self.lightning_lora is not None
+        return (self.name, *(() if changed else (self.source,)), *self.aliases)
+
     def request(
         self,
         *,
@@ -90,7 +100,8 @@ class PipelineSpec:
         ``invalid_parameter`` naming field, limit, value and remedy.
         """
         if task not in self.tasks:
-            raise invalid("task", f"{self.name} cannot {task}; it can {', '.join(sorted(self.tasks))}")
+            known = " and ".join(sorted(self.tasks))
+            raise invalid("task", f"{self.name} can {known} and cannot {task}; choose another model")
         self._check_text("prompt", prompt, empty_allowed=False)
         self._check_text("negative_prompt", negative_prompt or "", empty_allowed=True)
         self._check_images(task, images, mask)
@@ -135,8 +146,9 @@ class PipelineSpec:
 
     def _check_images(self, task: Task, images: tuple[Image, ...], mask: Image | None) -> None:
         if task is Task.EDIT and not 1 <= len(images) <= self.max_images:
+            remedy = "leave some out" if images else "send one"
             raise invalid(
-                "images", f"{self.name} edits 1 to {self.max_images} images; {len(images)} were given"
+                "images", f"{self.name} edits 1 to {self.max_images} images, not {len(images)}; {remedy}"
             )
         if task is Task.GENERATE and images:
             raise invalid("images", f"{self.name} makes a picture of a text alone; leave images out")
@@ -177,6 +189,8 @@ class PipelineSpec:
             return ()
         if self.adapters_refused is not None:
             raise invalid("loras", self.adapters_refused)
+        if not self.adapters:
+            raise invalid("loras", f"{self.name} has no loras here; leave them out")
         if len(wanted) > self.max_adapters:
             raise invalid(
                 "loras", f"{len(wanted)} loras are over the limit of {self.max_adapters}; send fewer"
@@ -184,10 +198,12 @@ class PipelineSpec:
         for name, scale in wanted:
             if name not in self.adapters:
                 near = difflib.get_close_matches(name[:200], self.adapters, n=1)
-                known = ", ".join(sorted(self.adapters)[:20]) or "none"
+                known = ", ".join(sorted(self.adapters)[:20])
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
                 raise invalid("loras", f"no such lora for {self.name}; {hint}")
-            within("loras", scale, -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
+            if not abs(scale) <= MAX_ADAPTER_SCALE:  # also refuses NaN
+                limits = f"-{MAX_ADAPTER_SCALE:g} to {MAX_ADAPTER_SCALE:g}"
+                raise invalid("loras", f"scale {scale:g} is outside {limits}; choose one inside")
         if len({name for name, _ in wanted}) < len(wanted):
             raise invalid("loras", "a lora is named twice; add up its scales")
         return tuple(sorted((name, float(scale)) for name, scale in wanted))

@@ -7,7 +7,7 @@ import importlib
 import json
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from core.errors import CapacityError
@@ -16,7 +16,13 @@ from pipelines.options import ModelOptions
 
 _FILES = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
 # ``builtin:NAME``: writes the checkpoint under a folder, and returns where.
-_BUILT_IN = {"pocket-edit": "pipelines.pocket.builder:build"}
+_BUILT_IN = {
+    "pocket-edit": "pipelines.pocket.builder:build",
+    "pocket-image": "pipelines.pocket.builder:build_image",
+    "pocket-sdxl": "pipelines.pocket.sdxl:build",
+}
+# Where a denoiser of its own takes their place.
+_DENOISERS = ["unet/*.safetensors", "transformer/*.safetensors"]
 
 
 def find_checkpoint(spec: PipelineSpec, options: ModelOptions) -> Path:
@@ -44,6 +50,7 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions) -> Path:
                 repository,
                 revision=revision or None,
                 allow_patterns=_FILES,
+                ignore_patterns=None if spec.denoiser is None else _DENOISERS,
                 local_files_only=options.local_only,
                 token=options.token,
             )
@@ -53,6 +60,30 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions) -> Path:
             "not_ready",
             f"{repository} is not in the local cache and cannot be fetched; unset LOCAL_ONLY and check the "
             "network, or point MODEL_DIR at a copy",
+        ) from None
+
+
+def find_file(reference: str, options: ModelOptions) -> Path:
+    """One file of weights, ``owner/name/file.safetensors``: baked in, or from the hub.
+
+    Raises ``ValueError`` for a file of another kind, ``CapacityError`` ``not_ready`` when it is nowhere.
+    """
+    owner, name, file = reference.split("/", 2)
+    if not file.endswith(".safetensors"):
+        raise ValueError(f"{file} is not a safetensors file")
+    if options.lightning.folder is not None:
+        baked = options.lightning.folder / Path(file).name
+        if baked.is_file():
+            return baked
+    try:
+        return Path(
+            hf_hub_download(f"{owner}/{name}", file, local_files_only=options.local_only, token=options.token)
+        )
+    except LocalEntryNotFoundError:
+        raise CapacityError(
+            "not_ready",
+            f"{reference} is not in the local cache and cannot be fetched; unset LOCAL_ONLY and check the "
+            "network, or put the file into LORA_DIR",
         ) from None
 
 

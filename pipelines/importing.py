@@ -21,6 +21,8 @@ _LIBRARIES = {
     "libtorch_cpu.so": os.RTLD_NOW,
     "libtorch_cuda.so": os.RTLD_NOW,
 }
+# What these say at every start is of kernels that nothing here asks for, and of each other's releases.
+_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 
 
 @contextmanager
@@ -28,8 +30,8 @@ def undisturbed() -> Iterator[None]:
     """For imports alone: objects made inside are taken for permanent and never collected as cycles."""
     if "torch" not in sys.modules:
         _link_torch()
-        # It warns that optional CPU kernels are absent, at every start; nothing here asks for them.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     gc.disable()
     try:
         yield

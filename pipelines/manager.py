@@ -130,7 +130,7 @@ class ModelManager:
         pipeline = load(spec, self._options_for(spec), _Announcer(spec.name, self._publish))
         self._loaded[spec.name] = pipeline
         self._failures.pop(spec.name, None)
-        self._publish("ready", f"{spec.name} is loaded")
+        self._publish("ready", f"{spec.name} is loaded: {pipeline.precision}")
         return pipeline
 
     def _options_for(self, spec: PipelineSpec) -> ModelOptions:

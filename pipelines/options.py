@@ -103,6 +103,7 @@ class LoadedPipeline(Pipeline[Any], Protocol):
     """What a factory gives back: a pipeline and what health reports of it."""
 
     lightning_enabled: bool
+    precision: str  # how its weights are held and multiplied, and why: a sentence
     caches: Mapping[str, dict[str, int]]  # counters by cache; holds no tensor
 
 

@@ -1,4 +1,4 @@
-"""What a request's texts and pictures become, once for equal content. For the Qwen-Image-Edit family."""
+"""What a request's texts and pictures become, once for equal content. For the Qwen-Image family."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +30,15 @@ class PictureKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What steers one row: prompt, negative [length, width]; references [tokens, 64]."""
+    """What steers one row: prompt, negative [length, width]; references, canvas [tokens, 64].
+
+    canvas: the first picture at the size of the canvas, for a request with a mask.
+    """
 
     prompt: Tensor
     negative: Tensor | None
     references: Tensor
+    canvas: Tensor | None
 
 
 class ConditionEncoder:
@@ -52,14 +56,17 @@ class ConditionEncoder:
         long for the model.
         """
         embeddings = self._embed(requests)
-        latents = self._encode_references(requests)
+        latents = self._encode_pictures(requests)
         answer = []
         for request in requests:
             prompt, negative = _asks(request)
             rows = Conditions(
                 prompt=embeddings[prompt],
                 negative=embeddings[negative] if negative is not None else None,
-                references=torch.cat([latents[key] for key in _reference_keys(request)]),
+                references=torch.cat(
+                    [self._vae.nothing, *(latents[key] for key in _reference_keys(request))]
+                ),
+                canvas=latents[_canvas_key(request)] if request.mask is not None else None,
             )
             _refuse_over_long(request, rows)
             answer.append(rows)
@@ -73,7 +80,7 @@ class ConditionEncoder:
         if missing:
             needed = {key for ask in missing for key in ask.pictures}
             pictures = {
-                key: _fit(image, key.fitted)
+                key: fit(image, key.fitted)
                 for request in requests
                 for key, image in zip(_condition_keys(request), request.images, strict=True)
                 if key in needed
@@ -83,12 +90,13 @@ class ConditionEncoder:
                 found[ask] = value
         return found
 
-    def _encode_references(self, requests: Sequence[InferenceRequest]) -> dict[PictureKey, Tensor]:
+    def _encode_pictures(self, requests: Sequence[InferenceRequest]) -> dict[PictureKey, Tensor]:
         images = {
             key: image
             for request in requests
             for key, image in zip(_reference_keys(request), request.images, strict=True)
         }
+        images |= {_canvas_key(r): r.images[0] for r in requests if r.mask is not None}
         known = {key: self._cache.get(REFERENCES, key) for key in images}
         found = {key: value for key, value in known.items() if value is not None}
         missing: dict[Size, list[PictureKey]] = {}
@@ -96,7 +104,7 @@ class ConditionEncoder:
             if value is None:
                 missing.setdefault(key.fitted, []).append(key)
         for keys in missing.values():
-            pixels = torch.stack([_to_tensor(_fit(images[key], key.fitted)) for key in keys])
+            pixels = torch.stack([_to_tensor(fit(images[key], key.fitted)) for key in keys])
             for key, latents in zip(keys, self._vae.encode(pixels), strict=True):
                 found[key] = latents.clone()
                 self._cache.put(REFERENCES, key, found[key])
@@ -117,11 +125,15 @@ def _reference_keys(request: InferenceRequest) -> tuple[PictureKey, ...]:
     return _keys(request.images, request.reference_sizes)
 
 
+def _canvas_key(request: InferenceRequest) -> PictureKey:
+    return PictureKey(request.images[0].digest, request.canvas)
+
+
 def _keys(images: Sequence[Image], sizes: Sequence[Size]) -> tuple[PictureKey, ...]:
     return tuple(PictureKey(image.digest, size) for image, size in zip(images, sizes, strict=True))
 
 
-def _fit(image: Image, size: Size) -> pillow.Image:
+def fit(image: Image, size: Size) -> pillow.Image:
     """Source: ``VaeImageProcessor.resize`` with its default filter."""
     picture = pillow.frombytes("RGB", image.size, image.pixels)
     return picture.resize(size, pillow.Resampling.LANCZOS)

@@ -1,8 +1,8 @@
-"""The Qwen-Image-Edit family: many users' edits in one forward of the transformer.
+"""The Qwen-Image family: many users' pictures and edits in one forward of the transformer.
 
-Each row has its own prompt, pictures, seed, schedule, guidance and place in its schedule. Parity is with
-``__call__`` of diffusers' ``pipeline_qwenimage_edit_plus.py`` (and ``pipeline_qwenimage_edit.py`` for the
-first release), row by row.
+Each row has its own prompt, pictures, mask, seed, schedule, guidance and place in its schedule. Parity is
+with ``__call__`` of diffusers' ``pipeline_qwenimage_edit_plus.py`` (``pipeline_qwenimage_edit.py`` for the
+first release, ``pipeline_qwenimage.py`` for a text alone), row by row.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,35 @@ from torch import Tensor
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 from core.spec import PipelineSpec
+from pipelines.adapters import AdapterSet, Lease
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish
 from pipelines.options import ModelOptions, Report
-from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder
+from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder, Conditions
+from pipelines.qwen_inpaint import Region, read_region
 from pipelines.qwen_loading import Components, load_components
-from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, PromptEncoder
+from pipelines.qwen_step_cache import Reuse, Stored, predict
+from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, TEXT_ALONE, PromptEncoder, Template
 from pipelines.qwen_vae import SCALE, PictureVae, pack
 
 
 def load_edit(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
     """The first release: one picture, introduced without a number."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPipeline")
-    return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes)
+    return QwenImageEdit(parts, ONE_PICTURE, options.condition_cache_bytes, options)
+
+
+def load_generate(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
+    """From a text alone; such a checkpoint has no processor of pictures."""
+    parts = load_components(spec, options, report, pipeline_class="QwenImagePipeline", sees_pictures=False)
+    return QwenImageEdit(parts, TEXT_ALONE, options.condition_cache_bytes, options)
 
 
 def load_edit_plus(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
     """Everything since 2509: one to three numbered pictures."""
     parts = load_components(spec, options, report, pipeline_class="QwenImageEditPlusPipeline")
-    return QwenImageEdit(parts, NUMBERED_PICTURES, options.condition_cache_bytes)
+    return QwenImageEdit(parts, NUMBERED_PICTURES, options.condition_cache_bytes, options)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -42,6 +51,8 @@ class EditState:
 
     latents:    [canvas tokens, 64], in the model's dtype; replaced by each step.
     references: [reference tokens, 64]. prompt, negative: [length, width]; negative is None if unguided.
+    region: None when all of the canvas is painted.
+    stored: what the next step can reuse, under the prompt and under the negative.
     """
 
     request: InferenceRequest
@@ -50,6 +61,9 @@ class EditState:
     references: Tensor
     prompt: Tensor
     negative: Tensor | None
+    region: Region | None
+    adapters: Lease
+    stored: tuple[Stored | None, Stored | None] = (None, None)
     done: int = 0
 
     @property
@@ -61,6 +75,11 @@ class EditState:
         return self.remaining == 0
 
     @property
+    def next_sigma(self) -> float:
+        """Share of noise where the step now due ends."""
+        return self.schedule.timesteps[self.done + 1] / 1000 if self.remaining > 1 else 0.0
+
+    @property
     def shapes(self) -> list[tuple[int, int, int]]:
         """(1, rows, columns) in tokens of the canvas and each reference."""
         sizes = (self.request.canvas, *self.request.reference_sizes)
@@ -70,20 +89,30 @@ class EditState:
 class QwenImageEdit:
     """One loaded checkpoint. See ``core.pipeline.Pipeline`` for the contract.
 
-    introduction: how the prompt template names a picture. cache_bytes: bound of the condition cache.
+    template: the one that the checkpoint was trained under. cache_bytes: bound of the condition cache.
+    options: those of users' LoRAs are looked at.
     Raises ``ValueError`` for a checkpoint whose configuration asks for a loop other than this one.
     """
 
-    lightning_enabled = False
-
-    def __init__(self, parts: Components, introduction: str, cache_bytes: int) -> None:
+    def __init__(
+        self, parts: Components, template: Template, cache_bytes: int, options: ModelOptions | None = None
+    ) -> None:
         _require_plain_loop(parts)
         self._parts = parts
+        self.precision = parts.precision
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
         cache = ConditionCache(cache_bytes, CACHED)
-        prompts = PromptEncoder(parts.text_encoder, parts.processor, introduction, parts.device)
+        prompts = PromptEncoder(parts.text_encoder, parts.processor, template, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
-        self.caches = cache.counts
+        self._reuses = {"hits": 0, "misses": 0}  # of forwards of rows that asked for the step cache
+        self._adapters = AdapterSet(
+            {"denoiser": parts.transformer},
+            options or ModelOptions(),
+            dtype=parts.dtype,
+            device=parts.device,
+        )
+        self.lightning_enabled = parts.lightning
+        self.caches = {**cache.counts, "steps": self._reuses, "loras": self._adapters.counts}
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[EditState]:
@@ -92,33 +121,36 @@ class QwenImageEdit:
         Raises ``RequestError`` ``invalid_parameter`` for a text of too many tokens.
         """
         with device_errors():
+            adapters = self._adapters.hold(requests[0].adapters)
+            encoded = self._conditions.encode(requests)
             return [
-                EditState(
-                    request=request,
-                    schedule=make_schedule(self._parts.solver, request.steps, _tokens(request)),
-                    latents=self._noise(request),
-                    references=condition.references,
-                    prompt=condition.prompt,
-                    negative=condition.negative,
-                )
-                for request, condition in zip(requests, self._conditions.encode(requests), strict=True)
+                self._begin(request, row, adapters) for request, row in zip(requests, encoded, strict=True)
             ]
 
     @torch.inference_mode()
     def step(self, states: Sequence[EditState]) -> None:
         """One forward for all rows, guided ones twice in it, then each row's own Euler step."""
         shapes = states[0].shapes
+        adapters = states[0].request.adapters
         if any(state.finished or state.shapes != shapes for state in states):
             raise ValueError("rows of one forward are unfinished and equal in canvas and reference sizes")
+        if any(state.request.adapters != adapters for state in states):
+            raise ValueError("rows of one forward have the same adapters")
         with device_errors():
-            velocity = self._velocity(states, shapes)
+            self._adapters.use(adapters)
+            velocity, stored = self._velocity(states, shapes)
             deltas = self._row_values([state.schedule.deltas[state.done] for state in states])
             latents = torch.stack([state.latents for state in states])
-            moved = euler_step(latents, velocity, deltas)
-            finish(moved.device)
-        for state, row in zip(states, moved, strict=True):
+            moved = [
+                row if state.region is None else state.region.keep(row, state.next_sigma)
+                for state, row in zip(states, euler_step(latents, velocity, deltas), strict=True)
+            ]
+            finish(latents.device)
+        for state, row, kept in zip(states, moved, stored, strict=True):
+            self._count_reuse(state.stored, kept)
             state.latents = row
             state.done += 1
+            state.stored = (None, None) if state.finished else kept
 
     @torch.inference_mode()
     def decode(self, states: Sequence[EditState]) -> list[InferenceResult]:
@@ -127,10 +159,28 @@ class QwenImageEdit:
             latents = torch.stack([state.latents for state in states])
             require_finite(latents)
             pictures = self._vae.decode(latents, states[0].request.canvas)
-        return [_result(state.request, picture) for state, picture in zip(states, pictures, strict=True)]
+        return [
+            _result(state, picture, lightning=self.lightning_enabled)
+            for state, picture in zip(states, pictures, strict=True)
+        ]
 
-    def _velocity(self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]) -> Tensor:
-        """[rows, canvas tokens, 64], guided where a row asks for it."""
+    def _begin(self, request: InferenceRequest, conditions: Conditions, adapters: Lease) -> EditState:
+        noise = self._noise(request)
+        return EditState(
+            request=request,
+            schedule=make_schedule(self._parts.solver, request.steps, len(noise)),
+            latents=noise,
+            references=conditions.references,
+            prompt=conditions.prompt,
+            negative=conditions.negative,
+            region=read_region(request, conditions.canvas, noise),
+            adapters=adapters,
+        )
+
+    def _velocity(
+        self, states: Sequence[EditState], shapes: list[tuple[int, int, int]]
+    ) -> tuple[Tensor, list[tuple[Stored | None, Stored | None]]]:
+        """[rows, canvas tokens, 64], guided where a row asks for it; and what each can reuse next time."""
         guided = [i for i, state in enumerate(states) if state.negative is not None]
         order = [*range(len(states)), *guided]
         texts, mask = pad(
@@ -141,21 +191,38 @@ class QwenImageEdit:
         starts = [states[i].schedule.timesteps[states[i].done] for i in order]
         # Rounded before the division, as upstream does: in bf16 the order matters.
         timestep = self._row_values(starts).to(self._parts.dtype) / 1000
-        velocity: Tensor = self._parts.transformer(
-            hidden_states=torch.stack([pictures[i] for i in order]),
-            timestep=timestep,
-            encoder_hidden_states=texts,
-            encoder_hidden_states_mask=mask,
-            img_shapes=[shapes] * len(order),
-            return_dict=False,
-        )[0][:, : len(states[0].latents)]
+        canvas_tokens = len(states[0].latents)
+        sides = [0] * len(states) + [1] * len(guided)
+        predicted, stored = predict(
+            self._parts.transformer,
+            {
+                "hidden_states": torch.stack([pictures[i] for i in order]),
+                "timestep": timestep,
+                "encoder_hidden_states": texts,
+                "encoder_hidden_states_mask": mask,
+                "img_shapes": [shapes] * len(order),
+            },
+            [
+                Reuse.of(states[i].request.step_cache, states[i].stored[side])
+                for i, side in zip(order, sides, strict=True)
+            ],
+            canvas_tokens,
+        )
+        away_stored = dict(zip(guided, stored[len(states) :], strict=True))
+        kept = [(stored[i], away_stored.get(i)) for i in range(len(states))]
+        velocity = predicted[:, :canvas_tokens]
         if not guided:
-            return velocity
+            return velocity, kept
         scales = self._row_values([states[i].request.cfg for i in guided])
         toward, away = velocity[guided], velocity[len(states) :]
         velocity = velocity[: len(states)].clone()
         velocity[guided] = guide(toward, away, scales)
-        return velocity
+        return velocity, kept
+
+    def _count_reuse(self, before: Sequence[Stored | None], after: Sequence[Stored | None]) -> None:
+        for old, new in zip(before, after, strict=True):
+            if new is not None:  # a row that was reused keeps the very same
+                self._reuses["hits" if new is old else "misses"] += 1
 
     def _row_values(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).to(self._parts.device)
@@ -189,18 +256,17 @@ def guide(toward: Tensor, away: Tensor, scales: Tensor) -> Tensor:
     return guided
 
 
-def _tokens(request: InferenceRequest) -> int:
-    width, height = request.canvas
-    return (width // PATCH) * (height // PATCH)
-
-
-def _result(request: InferenceRequest, pixels: Tensor) -> InferenceResult:
+def _result(state: EditState, pixels: Tensor, *, lightning: bool) -> InferenceResult:
     """pixels: uint8 [height, width, 3] on the CPU."""
     height, width, _ = pixels.shape
+    request = state.request
+    if state.region is not None:
+        pixels = state.region.paste(pixels)
     return InferenceResult(
         id=request.id,
         image=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),
         model=request.model,
         seed=request.seed,
         steps=request.steps,
+        lightning_enabled=lightning,
     )

@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from core.spec import PipelineSpec
 from pipelines.device import device_errors
+from pipelines.lightning import few_step_solver
 from pipelines.loading import Loader
 from pipelines.options import ModelOptions, Report
 
@@ -26,9 +27,21 @@ class PictureTextProcessor(Qwen2VLProcessor):  # type: ignore[misc]
         super().__init__(image_processor=image_processor, tokenizer=tokenizer, **kwargs)
 
 
+@dataclass(frozen=True, slots=True)
+class TextProcessor:
+    """In place of a processor for a checkpoint that is never shown a picture, and so has none."""
+
+    tokenizer: Any
+    image_processor: None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
-    """A checkpoint in memory, on ``device``; the models are in ``dtype``, frozen, in evaluation mode."""
+    """A checkpoint in memory, to run on ``device``; all that is not quantized is in ``dtype``.
+
+    precision: how its weights are held and multiplied, as a sentence.
+    lightning: a Lightning LoRA is part of the transformer, and the solver has its schedule.
+    """
 
     transformer: Any
     vae: Any
@@ -37,21 +50,31 @@ class Components:
     solver: Any
     device: torch.device
     dtype: torch.dtype
+    precision: str = ""
+    lightning: bool = False
 
 
 def load_components(
-    spec: PipelineSpec, options: ModelOptions, report: Report, *, pipeline_class: str
+    spec: PipelineSpec,
+    options: ModelOptions,
+    report: Report,
+    *,
+    pipeline_class: str,
+    sees_pictures: bool = True,
 ) -> Components:
     """Read the checkpoint of ``spec``, telling ``report`` which component is being read.
 
     pipeline_class: the diffusers class that the checkpoint must name as its own.
+    sees_pictures: it has a processor of pictures, not a tokenizer alone.
     Raises ``CapacityError`` ``not_ready`` with a sentence for the operator, ``OutOfDeviceMemory``, and
     whatever the libraries raise on damaged files.
     """
-    loader = Loader(spec, options, report, pipeline_class=pipeline_class, stages=5)
+    # Its activations exceed fp16. Source: ``supported_inference_dtypes`` of QwenImage in ComfyUI's
+    # ``supported_models.py``, and the black pictures of Comfy-Org/ComfyUI#10751.
+    loader = Loader(spec, options, report, pipeline_class=pipeline_class, stages=5, half_overflows=True)
     with device_errors():
-        loader.stage("processor")
-        processor = read_processor(loader.folder)
+        loader.stage("processor" if sees_pictures else "tokenizer")
+        processor = (read_processor if sees_pictures else read_text_processor)(loader.folder)
         solver = FlowMatchEulerDiscreteScheduler.from_pretrained(
             loader.folder, subfolder="scheduler", local_files_only=True
         )
@@ -63,14 +86,23 @@ def load_components(
         vae=vae,
         text_encoder=text_encoder,
         processor=processor,
-        solver=solver,
+        solver=few_step_solver(solver) if loader.fused else solver,
         device=loader.device,
         dtype=loader.dtype,
+        precision=loader.precision,
+        lightning=bool(loader.fused),
     )
 
 
 def read_processor(folder: Path) -> PictureTextProcessor:
     """The processor of a checkpoint's folder; PIL does its resizing, with or without torchvision."""
     pictures = Qwen2VLImageProcessorPil.from_pretrained(folder, subfolder="processor", local_files_only=True)
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-    return PictureTextProcessor(image_processor=pictures, tokenizer=tokenizer)
+    return PictureTextProcessor(image_processor=pictures, tokenizer=_read_tokenizer(folder))
+
+
+def read_text_processor(folder: Path) -> TextProcessor:
+    return TextProcessor(_read_tokenizer(folder))
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    return Qwen2Tokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)

@@ -18,7 +18,10 @@ _PIXELS_PER_CALL = 1024 * 1024  # one such picture fills a GPU; smaller ones sha
 
 
 class PictureVae:
-    """vae: an ``AutoencoderKLQwenImage``; it is made to hold still pictures only."""
+    """vae: an ``AutoencoderKLQwenImage``; it is made to hold still pictures only.
+
+    Its ``use_tiling`` and ``use_slicing`` count here as in its own ``encode`` and ``decode``.
+    """
 
     def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype) -> None:
         keep_still_pictures(vae)
@@ -28,10 +31,13 @@ class PictureVae:
         shape = (1, vae.config.z_dim, 1, 1, 1)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape).to(device, dtype)
         self._deviation = torch.tensor(vae.config.latents_std).view(shape).to(device, dtype)
+        self.nothing = torch.empty(0, vae.config.z_dim * 4, device=device, dtype=dtype)  # of no picture
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Packed latents [n, tokens, channels * 4] of pictures [n, 3, height, width] in -1 ... 1."""
-        return torch.cat([self._encode(part) for part in torch.split(pictures, _share(*pictures.shape[-2:]))])
+        height, width = pictures.shape[-2:]
+        parts = torch.split(pictures, self._share(width, height))
+        return torch.cat([self._encode(part) for part in parts])
 
     def decode(self, latents: Tensor, canvas: Size) -> Tensor:
         """Pictures uint8 [n, height, width, 3] on the CPU, of packed latents [n, tokens, channels * 4].
@@ -39,21 +45,37 @@ class PictureVae:
         canvas: (width, height), multiples of 16.
         Raises ``ExecutionError`` when a value is not finite.
         """
-        parts = torch.split(latents, _share(*canvas))
+        parts = torch.split(latents, self._share(*canvas))
         return torch.cat([self._decode(part, canvas) for part in parts])
 
     def _encode(self, pictures: Tensor) -> Tensor:
         frames = pictures.to(self._device, self._dtype).unsqueeze(2)
-        mean, _ = self._vae.quant_conv(self._vae.encoder(frames)).chunk(2, dim=1)
+        if self._in_tiles(pictures.shape[-1], pictures.shape[-2]):
+            moments = self._vae.tiled_encode(frames)
+        else:
+            moments = self._vae.quant_conv(self._vae.encoder(frames))
+        mean, _ = moments.chunk(2, dim=1)
         return pack((mean - self._mean) / self._deviation)
 
     def _decode(self, latents: Tensor, canvas: Size) -> Tensor:
         frames = unpack(latents, canvas).to(self._dtype)
         frames = frames / (1.0 / self._deviation) + self._mean
-        pictures: Tensor = self._vae.decoder(self._vae.post_quant_conv(frames))[:, :, 0].float()
+        if self._in_tiles(*canvas):
+            decoded: Tensor = self._vae.tiled_decode(frames, return_dict=False)[0]
+        else:
+            decoded = self._vae.decoder(self._vae.post_quant_conv(frames))
+        pictures = decoded[:, :, 0].float()
         require_finite(pictures)
         pictures = pictures.mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
         return pictures.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+    def _in_tiles(self, width: int, height: int) -> bool:
+        vae = self._vae
+        large = width > vae.tile_sample_min_width or height > vae.tile_sample_min_height
+        return bool(vae.use_tiling and large)
+
+    def _share(self, width: int, height: int) -> int:
+        return 1 if self._vae.use_slicing else max(1, _PIXELS_PER_CALL // (width * height))
 
 
 def keep_still_pictures(vae: Any) -> None:
@@ -82,7 +104,3 @@ def unpack(latents: Tensor, canvas: Size) -> Tensor:
     width, height = (side // SCALE for side in canvas)
     patches = latents.view(n, height // 2, width // 2, channels // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(n, channels // 4, 1, height, width)
-
-
-def _share(width: int, height: int) -> int:
-    return max(1, _PIXELS_PER_CALL // (width * height))

@@ -29,7 +29,7 @@ def checks(
     """In the order in which they are to run.
 
     weights: becomes done when the default model is loaded.
-    warm_up_seconds: after which the warm-up edit is taken for hung; the check then raises.
+    warm_up_seconds: after which the warm-up is taken for hung; the check then raises.
     """
 
     async def weights_are_loaded() -> None:
@@ -39,11 +39,12 @@ def checks(
     async def warm_up_succeeds() -> None:
         if weights.exception() is None:
             grey = Image(pixels=b"\x80" * (3 * 64 * 64), width=64, height=64, digest="warm-up")
+            edits = Task.EDIT in spec.tasks
             request = spec.request(
                 id="warm-up",
-                task=Task.EDIT,
+                task=Task.EDIT if edits else Task.GENERATE,
                 prompt="warm-up",
-                images=(grey,),
+                images=(grey,) if edits else (),
                 width=spec.min_side,
                 height=spec.min_side,
                 steps=WARM_UP_STEPS,

@@ -1,16 +1,25 @@
-"""``--test_input``: one job on this machine, its pictures saved before and after."""
+"""``--test_input``: one job on this machine; the pictures that go in and the one that comes out are saved."""
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 from core.catalog import Catalog
-from core.request import Image, InferenceRequest, Size
+from core.request import Image, InferenceRequest, Size, Task
 from core.result import InferenceResult, OnProgress
 from core.service import Submit
 
 DEFAULT_INPUT = "test_input.json"
+MASK = "mask.png"
+
+# What the built-in models say of themselves, so that nobody takes one for more than it is.
+_DEMONSTRATES = {
+    Task.EDIT: "knows a few edits of small square pictures, listed in pipelines/pocket/MODEL_CARD.md, and "
+    "leaves the picture as it is for other text.",
+    Task.GENERATE: "makes small pictures of what pipelines/pocket/MODEL_CARD.md lists, and of nothing else.",
+}
 
 
 class Encode(Protocol):
@@ -71,25 +80,38 @@ class Recorder:
         self, request: InferenceRequest, on_progress: OnProgress | None = None
     ) -> InferenceResult:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(request.images, 1):
-            suffix = "" if number == 1 else f"-{number}"
-            await self._save(f"before{suffix}.png", image, image.size)
+        self._clear()
+        for number, image in enumerate(request.images):
+            await self._save(_before(number), image, image.size)
+        if request.mask is not None:
+            await self._save(MASK, request.mask, request.mask.size)
         result = await self._submit(request, on_progress)
         await self._save("after.png", result.image, request.size)
         print(
-            f"{request.model}: {request.steps} steps in {result.inference_seconds:.2f} s, seed {request.seed}"
+            f"{request.model}: {request.steps_run} steps in {result.inference_seconds:.2f} s, "
+            f"seed {request.seed}"
         )
         if self._catalog.get(request.model).source.startswith("builtin:"):
-            print(
-                f"{request.model} knows a few edits of small square pictures, listed in "
-                "pipelines/pocket/MODEL_CARD.md, and leaves the picture as it is for other text."
-            )
+            print(f"{request.model} {_DEMONSTRATES[request.task]}")
         return result
+
+    def _clear(self) -> None:
+        """What an earlier job left would pass for what went into this one."""
+        (self._folder / MASK).unlink(missing_ok=True)
+        for number in itertools.count():
+            path = self._folder / _before(number)
+            if not path.exists():
+                return
+            path.unlink()
 
     async def _save(self, name: str, image: Image, size: Size) -> None:
         path = self._folder / name
         path.write_bytes(await self._encode(image, "png", size))
         print(f"{path.stem}: {path} ({size[0]}x{size[1]})")
+
+
+def _before(number: int) -> str:
+    return f"before-{number + 1}.png" if number else "before.png"
 
 
 def printable(answer: dict[str, Any]) -> dict[str, Any]:

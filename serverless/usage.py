@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) ->
         prog="python handler.py",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Edits images. On RunPod it takes jobs; with STANDALONE_MODE=1 it serves HTTP; "
+        description="Makes and edits images. On RunPod it takes jobs; with STANDALONE_MODE=1 it serves HTTP; "
         "elsewhere it runs one test job.",
         epilog=f"settings (environment variables, also read from .env):\n\n{table(settings)}",
     )

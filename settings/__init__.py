@@ -186,7 +186,9 @@ def load() -> Settings:
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)
         lines += [
-            f"{_variable(str(e['loc'][0]), given)}: {e['msg'].removeprefix('Value error, ')}" for e in wrong
+            (f"{_variable(str(e['loc'][0]), given)}: " if e["loc"] else "")  # none: several at once
+            + e["msg"].removeprefix("Value error, ")
+            for e in wrong
         ]
     if lines:
         raise BadSettings("\n".join(lines))

@@ -1,10 +1,12 @@
 """Settings of models: which, from where, in what precision and how many."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
+
+from settings.combinations import refused_combinations
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 MIB = 2**20
@@ -81,7 +83,7 @@ class ModelSettings(BaseSettings):
 
     # Few-step forms and LoRAs
     use_lightning_lora: bool = Field(
-        True, description="1 fuses the few-step Lightning LoRA into the default model where its row has one"
+        True, description="1 fuses the few-step Lightning LoRA into each model whose row has one"
     )
     lightning_steps: int | None = Field(
         None,
@@ -102,37 +104,50 @@ class ModelSettings(BaseSettings):
 
     # Precision, memory and speed
     precision_mode: Literal["bf16", "fp16", "fp32", "8bit", "4bit"] = Field(
-        "bf16", description="number format of the weights on a GPU; a CPU computes unquantized ones in fp32"
+        "bf16",
+        description="number format of the weights on a GPU; a CPU computes unquantized ones in fp32; "
+        "fp16 is refused by the Qwen family, which exceeds it",
     )
     quantize_components: Literal["all", "text", "transformer"] = Field(
-        "all", description="what 8bit and 4bit are for: text encoder, transformer or both"
+        "all", description="what 8bit and 4bit are for: text encoder, transformer or both (never the VAE)"
     )
     eight_bit_backend: Literal["auto", "bitsandbytes", "torchao-int8", "torchao-fp8", "fp8-layerwise"] = (
-        Field("auto", description="scheme of 8bit; auto picks by the card's compute capability and says so")
+        Field(
+            "auto",
+            description="scheme of 8bit; auto picks by the card and TORCH_COMPILE and says so; bitsandbytes "
+            "is for cards before Ampere",
+        )
     )
     bnb_compute: Literal["bf16", "fp16"] = Field(
         "bf16",
-        description="number format of products beside 8-bit and 4-bit weights; fp16 where a card lacks bf16",
+        description="number format of what 8bit and 4bit leave unquantized; fp16 where a card lacks bf16",
     )
     int8_cpu_offload: bool = Field(
-        False, description="1 keeps 8-bit parts that do not fit onto the GPU on the host; slow"
+        False,
+        description="with 8bit: 1 keeps parts that do not fit onto the GPU on the host, the text encoder "
+        "first, unquantized; their weights cross to the GPU layer by layer at every use",
     )
     gpu_max_gib: float | None = Field(
         None, gt=0, le=4096, description="most GPU memory for all loaded models together (default: all of it)"
     )
     offload: Literal["none", "model", "sequential"] = Field(
-        "none", description="model: one part at a time on the GPU; sequential: one layer at a time, very slow"
+        "none",
+        description="model: text encoder and transformer take turns on the GPU, seconds at every turn; "
+        "sequential: one layer at a time, very slow; the VAE stays on the GPU",
     )
     torch_compile: bool = Field(
         False,
-        description="1 compiles the repeated blocks; the first forward of each shape then takes a minute",
+        description="1 compiles the transformer's repeated blocks; loading then takes minutes more",
     )
     vae_tiling: bool = Field(
-        False, description="1 decodes large pictures in tiles: less memory, and faint seams are possible"
+        False,
+        description="1 encodes and decodes large pictures in tiles: less memory, possibly faint seams",
     )
     vae_slicing: bool = Field(False, description="1 decodes a batch picture by picture: less memory")
     attention_backend: str | None = Field(
-        None, description="attention of diffusers, such as flash or sage (default: torch's own)"
+        None,
+        description="attention of diffusers by name, such as _native_cudnn or xformers; it must take a mask "
+        "(default: torch's own)",
     )
 
     @field_validator(
@@ -141,6 +156,13 @@ class ModelSettings(BaseSettings):
     @classmethod
     def _lower_model(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        wrong = [sentence for asked_for, sentence in refused_combinations(self) if asked_for]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
     @field_validator("allowed_models", mode="before")
     @classmethod
@@ -180,6 +202,9 @@ class ModelSettings(BaseSettings):
             "condition_area": self.condition_area,
             "steps": self.default_steps,
             "cfg": self.default_cfg_scale,
+            "adapters": frozenset(self.user_loras),
+            "max_adapters": self.max_loras_cache,
+            **{name: self.loading[name] for name in ("lightning", "precision", "tuning")},
         }
 
     @property

@@ -34,6 +34,7 @@ CONFINED = {
     "peft": ("pipelines/",),
     "accelerate": ("pipelines/",),
     "bitsandbytes": ("pipelines/",),
+    "torchao": ("pipelines/",),
     "fastapi": ("api/app.py", "gateway/app.py"),
     "runpod": ("serverless/worker.py",),
     "threading": ("batching/mux.py",),

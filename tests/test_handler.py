@@ -208,6 +208,23 @@ def test_a_local_test_that_fails_says_so_and_exits_non_zero(
     assert words in done.stdout + done.stderr
 
 
+def test_the_local_test_makes_a_picture_of_a_text(tmp_path: Path) -> None:
+    """With a model that can: nothing went in, so only what came out is saved."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.serverless.worker_process", "0.01", "from-text"],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["after.png"]
+    with Pillow.open(tmp_path / "out/after.png") as after:
+        assert after.size == (80, 48)
+    assert "completed successfully" in done.stdout
+
+
 def test_a_device_that_is_lost_in_the_local_test_is_told(tmp_path: Path) -> None:
     """The answer is the end: a signal could come before it, and the person would see only a status."""
     done = subprocess.run(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import settings
+from pipelines.registry import catalog
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,43 @@ def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
         settings.load()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "remedy"),
+    [
+        ({"TORCH_COMPILE": "1", "OFFLOAD": "model"}, "unset one"),
+        ({"TORCH_COMPILE": "1", "INT8_CPU_OFFLOAD": "1", "PRECISION_MODE": "8bit"}, "unset one"),
+        (
+            {"TORCH_COMPILE": "1", "PRECISION_MODE": "8bit", "EIGHT_BIT_BACKEND": "fp8-layerwise"},
+            "set EIGHT_BIT_BACKEND=auto",
+        ),
+        ({"PRECISION_MODE": "8bit", "OFFLOAD": "sequential"}, "set OFFLOAD=model"),
+        ({"PRECISION_MODE": "4bit", "OFFLOAD": "model"}, "unset OFFLOAD"),
+        (
+            {"PRECISION_MODE": "8bit", "EIGHT_BIT_BACKEND": "bitsandbytes", "OFFLOAD": "model"},
+            "set EIGHT_BIT_BACKEND=auto",
+        ),
+        ({"INT8_CPU_OFFLOAD": "1"}, "set OFFLOAD=model instead"),
+        ({"PRECISION_MODE": "8bit", "INT8_CPU_OFFLOAD": "1", "OFFLOAD": "model"}, "unset one"),
+    ],
+)
+def test_what_cannot_be_had_together_stops_the_start(chosen: dict[str, str], remedy: str) -> None:
+    """Before anything is downloaded: the sentence names every variable of the pair, and a way out."""
+    os.environ.update(chosen)
+    with pytest.raises(settings.BadSettings, match=remedy) as caught:
+        settings.load()
+    sentence = str(caught.value).splitlines()[0]
+    assert all(name in sentence for name in chosen if name != "PRECISION_MODE" or len(chosen) == 2)
+
+
+def test_each_of_them_can_be_had_alone() -> None:
+    """The refusals are of pairs."""
+    for chosen in ({"TORCH_COMPILE": "1"}, {"OFFLOAD": "model"}, {"PRECISION_MODE": "4bit"}):
+        os.environ.update(chosen)
+        settings.load()
+        for name in chosen:
+            del os.environ[name]
+
+
 def test_api_port_beats_port_beats_app_port() -> None:
     """Contract S6."""
     os.environ.update(APP_PORT="1", PORT="2")
@@ -88,3 +126,17 @@ def test_secrets_are_not_printed() -> None:
     """Settings are logged at start-up."""
     os.environ["BUCKET_SECRET_ACCESS_KEY"] = "hunter2"
     assert "hunter2" not in repr(settings.load())
+
+
+def test_few_steps_and_loras_reach_the_rows() -> None:
+    """What a request may ask, and its defaults, are settled before any model is loaded."""
+    os.environ.update(LIGHTNING_STEPS="4", USER_LORAS="comic=/l/comic.safetensors", MAX_LORAS_CACHE="2")
+    loaded = settings.load()
+    row = catalog(loaded.default_model, **loaded.row).default
+    assert (row.steps, row.cfg, row.lightning_steps) == (4, 1.0, 4)
+    assert (row.adapters, row.max_adapters, row.adapters_refused) == (frozenset({"comic"}), 2, None)
+    os.environ.update(USE_LIGHTNING_LORA="0", PRECISION_MODE="4bit")
+    loaded = settings.load()
+    row = catalog(loaded.default_model, **loaded.row).default
+    assert (row.steps, row.lightning_steps) == (40, None)
+    assert row.adapters_refused is not None

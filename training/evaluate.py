@@ -1,178 +1,87 @@
-"""Measures the pocket checkpoint through the product's own pipeline: a table and a contact sheet.
+"""Measures the pocket checkpoint through the worker's own pipeline: tables, a contact sheet, and its bars.
 
-Held-out photographs and held-out wordings only. PSNR is against the exact operation, over values 0 ... 1.
+Held-out photographs and held-out wordings only. PSNR in dB against the exact operation, over values 0 ... 1.
+Exits 1 when a bar is missed, and names it.
 """
 
 import argparse
-import math
 import random
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from PIL import Image as pillow
-from PIL import ImageDraw
-from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
-from core.request import Image, InferenceRequest, Task
-from core.spec import PipelineSpec
-from pipelines.options import ModelOptions, Silent
-from pipelines.qwen_image import load_edit_plus
-from pipelines.registry import catalog
-from training.lightning import TARGET as LIGHTNING_FILE
+from training.bars import Bar, drops, edit_bars, lightning_bars, report
+from training.editor import Editor
 from training.operations import OPERATIONS, blend
 from training.pictures import held_out
 from training.run import psnr
-from training.wording import BLEND, HELD_OUT, UNCHANGED, say
+from training.sheet import Sheet
+from training.wording import BLEND, HELD_OUT, say
 
-# What the mean is taken over; the table shows the others too.
+# What a mean is taken over, one colour for all borders; the first table shows the others too.
 GOAL = (
     "black and white", "sketch", "warmer", "invert", "flip", "red border", "blur", "brighter", "darker",
     "contrast", "pixelate", "sepia", "night",
 )  # fmt: skip
-_BATCH = 6
 _TURNS = 2  # edits of each photograph, under different wordings
+_OTHER_SIZES = ((128, 128), (320, 224), (224, 320))
 
 
-class Editor:
-    """The pocket row as the worker runs it, one batch after another."""
-
-    def __init__(self, steps: int, side: int, *, lightning: bool) -> None:
-        self.spec: PipelineSpec = catalog("pocket-edit", reference_area=side * side, steps=steps).default
-        self._pipeline = load_edit_plus(self.spec, ModelOptions(), Silent())
-        self._side = side
-        if lightning:
-            make_lightning(self._pipeline)
-
-    def edit(self, prompts: Sequence[str], pictures: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        """Edited pictures [n, 3, side, side] in 0 ... 1; request i has seed i."""
-        requests = [
-            self._request(i, prompt, images)
-            for i, (prompt, images) in enumerate(zip(prompts, pictures, strict=True))
-        ]
-        edited = [
-            row
-            for start in range(0, len(requests), _BATCH)
-            for row in self._run(requests[start : start + _BATCH])
-        ]
-        return torch.stack(edited)
-
-    def rebuild(self, pictures: Tensor) -> Tensor:
-        """What the autoencoder alone makes of pictures."""
-        vae: Any = self._pipeline._vae
-        with torch.inference_mode():
-            decoded = vae.decode(vae.encode(pictures * 2 - 1), (self._side, self._side))
-        rebuilt: Tensor = decoded.permute(0, 3, 1, 2).float() / 255
-        return rebuilt
-
-    def _request(self, number: int, prompt: str, images: tuple[Tensor, ...]) -> InferenceRequest:
-        return self.spec.request(
-            id=str(number),
-            task=Task.EDIT,
-            prompt=prompt,
-            images=tuple(_image(picture) for picture in images),
-            width=self._side,
-            height=self._side,
-            seed=number,
-        )
-
-    def _run(self, requests: Sequence[InferenceRequest]) -> list[Tensor]:
-        states = self._pipeline.prepare(requests)
-        while not states[0].finished:
-            self._pipeline.step(states)
-        rows = []
-        for result in self._pipeline.decode(states):
-            assert result.image is not None
-            pixels = np.frombuffer(result.image.pixels, np.uint8).reshape(self._side, self._side, 3)
-            rows.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
-        return rows
-
-
-def make_lightning(pipeline: Any) -> None:
-    """Fuse the LoRA, read as diffusers reads lightx2v's files, and take the schedule it was trained for."""
-    parts = pipeline._parts
-    weights = QwenImageLoraLoaderMixin.lora_state_dict(load_file(LIGHTNING_FILE))
-    parts.transformer.load_lora_adapter(weights)
-    layers = sum(hasattr(module, "lora_A") for module in parts.transformer.modules())
-    assert layers == len(weights) // 2, "not every layer of the LoRA was found"
-    parts.transformer.fuse_lora()
-    parts.transformer.unload_lora()
-    config = dict(parts.solver.config) | {
-        "base_shift": math.log(3),
-        "max_shift": math.log(3),
-        "shift_terminal": None,
-    }
-    pipeline._parts = replace(parts, solver=FlowMatchEulerDiscreteScheduler.from_config(config))
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--side", type=int, default=256, choices=(128, 256))
-    parser.add_argument("--lightning", action="store_true", help="with the LoRA and its schedule")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sheet", type=Path, default=Path("out/pocket-eval.png"))
+    parser.add_argument("--quick", action="store_true", help="the first table alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    editor = Editor(arguments.steps, arguments.side, lightning=arguments.lightning)
-    photos = held_out(arguments.side)
-    rebuilt = editor.rebuild(photos)
-    autoencoder = [psnr(a, b) for a, b in zip(rebuilt, photos, strict=True)]
-    print(
-        f"autoencoder at {arguments.side}x{arguments.side}: {np.mean(autoencoder):.2f} dB, "
-        f"worst {min(autoencoder):.2f}"
-    )
-    print(
-        f"{arguments.steps} steps, {len(photos)} held-out photographs x {_TURNS} of 4 held-out wordings; "
-        "dB against the exact operation"
-    )
-    print(f"{'edit':16} {'edit':>6} {'worst':>6} {'input':>6} {'gain':>6} {'limit':>6}")
-    rows = [("photograph", photos), ("autoencoder", rebuilt)]
-    means = {}
-    for name in (*OPERATIONS, BLEND):
-        means[name] = _row(editor, name, photos, rows)
-    goal = [means[name] for name in GOAL]
-    print(f"mean of the {len(goal)} edits asked for: {np.mean(goal):.2f} dB, least {min(goal):.2f}")
-    _strengths(editor, photos)
-    _duration(editor, photos)
+    editor, photos, sheet = Editor(), held_out(256), Sheet()
+    bars = edits(editor, photos, sheet)
     arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
-    _sheet(rows).save(arguments.sheet)
+    sheet.image().save(arguments.sheet, quality=80)
     print(f"contact sheet (edit over exact operation): {arguments.sheet}")
+    if not arguments.quick:
+        strengths(editor, photos)
+        other_sizes()
+        bars += lightning(editor, photos[::2])
+    return report(bars)
 
 
-def _row(editor: Editor, name: str, photos: Tensor, sheet: list[tuple[str, Tensor]]) -> float:
-    others = photos.roll(1, 0)
-    exact = blend(photos, others) if name == BLEND else OPERATIONS[name](photos, 1.0)
-    inputs = [(a, b) if name == BLEND else (a,) for a, b in zip(photos, others, strict=True)]
-    edited = []
-    texts = HELD_OUT.get(name) or _coloured_texts(name)
-    for turn in range(_TURNS):
-        prompts = [texts[(i + turn) % len(texts)] for i in range(len(photos))]
-        edited.append(editor.edit(prompts, inputs))
-    each = [psnr(a, b) for batch in edited for a, b in zip(batch, exact, strict=True)]
-    unedited = np.mean([min(psnr(a, b), 99.0) for a, b in zip(photos, exact, strict=True)])
-    limit = np.mean([psnr(a, b) for a, b in zip(editor.rebuild(exact), exact, strict=True)])
-    mean = float(np.mean(each))
+def edits(editor: Editor, photos: Tensor, sheet: Sheet) -> list[Bar]:
+    """The first table: every edit at 256x256 in the row's own 4 steps."""
+    rebuilt = editor.rebuild(photos)
+    autoencoder = each_psnr(rebuilt, photos)
+    print(f"autoencoder at 256x256: {mean(autoencoder):.2f} dB, worst {min(autoencoder):.2f}")
     print(
-        f"{name:16} {mean:6.2f} {min(each):6.2f} {unedited:6.2f} {mean - unedited:+6.2f} {limit:6.2f}",
-        flush=True,
+        f"4 steps, {len(photos)} held-out photographs x {_TURNS} of 4 held-out wordings, without the LoRA\n"
+        f"{'edit':16} {'edit':>6} {'worst':>6} {'input':>6} {'gain':>6} {'limit':>6}"
     )
-    sheet += [(f"{name}: {', '.join(texts)}", edited[0]), (f"{name}, exact", exact)]
-    return mean
+    sheet.add("photograph", photos)
+    sheet.add("autoencoder", rebuilt)
+    means, gains = {}, {}
+    for name in _progress((*OPERATIONS, BLEND), "edits"):
+        exact = exactly(name, photos)
+        turns = [perform(editor, name, photos, turn=turn) for turn in range(_TURNS)]
+        each = [value for edited in turns for value in each_psnr(edited, exact)]
+        unedited = mean(min(value, 99.0) for value in each_psnr(photos, exact))
+        limit = mean(each_psnr(editor.rebuild(exact), exact))
+        means[name], gains[name] = mean(each), mean(each) - unedited
+        tqdm.write(
+            f"{name:16} {means[name]:6.2f} {min(each):6.2f} {unedited:6.2f} {gains[name]:+6.2f} {limit:6.2f}",
+            file=sys.stdout,
+        )
+        sheet.add(f"{name}: {', '.join(wordings(name))}", turns[0])
+        sheet.add(f"{name}, exact", exact)
+    del gains["unchanged"]
+    goal = [means[name] for name in GOAL]
+    print(f"mean of the {len(goal)} edits asked for: {mean(goal):.2f} dB, least {min(goal):.2f}")
+    return edit_bars(autoencoder=mean(autoencoder), mean=mean(goal), means=means, gains=gains)
 
 
-def _coloured_texts(name: str) -> tuple[str, ...]:
-    return tuple(text.replace("red", name.split()[0]) for text in HELD_OUT["red border"])
-
-
-def _strengths(editor: Editor, photos: Tensor) -> None:
+def strengths(editor: Editor, photos: Tensor) -> None:
     """Training texts here: how strongly is a word of the grammar, not of a wording."""
     for name in ("blur", "brighter", "darker", "contrast", "warmer", "cooler"):
         line = []
@@ -185,32 +94,75 @@ def _strengths(editor: Editor, photos: Tensor) -> None:
         print(f"strength of {name:10} {'   '.join(line)}")
 
 
-def _duration(editor: Editor, photos: Tensor) -> None:
-    spent = []
-    for i in range(4):
-        photo = photos[i % len(photos)] * 0.99 + 0.001 * i  # new to the caches
-        started = time.process_time()
-        editor.edit([f"{HELD_OUT[UNCHANGED][0]} {i}"], [(photo,)])
-        spent.append(time.process_time() - started)
-    print(f"one edit: {min(spent):.2f} s of CPU time at least, {np.median(spent):.2f} s in the middle")
+def other_sizes() -> None:
+    for width, height in _OTHER_SIZES:
+        editor, photos = Editor((width, height)), held_out(height, width)
+        means = {}
+        for name in _progress(GOAL, f"{width}x{height}"):
+            means[name] = mean(each_psnr(perform(editor, name, photos), exactly(name, photos)))
+        least = min(means, key=lambda name: means[name])
+        print(
+            f"{width}x{height}: mean {mean(means.values()):.2f} dB, least {means[least]:.2f} ({least}); "
+            f"flip {means['flip']:.2f}, red border {means['red border']:.2f}"
+        )
 
 
-def _image(picture: Tensor) -> Image:
-    pixels = (picture * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    return Image(pixels=pixels.tobytes(), width=picture.shape[2], height=picture.shape[1])
+def lightning(plain: Editor, photos: Tensor) -> list[Bar]:
+    """The edits asked for under one wording, with the LoRA and without it, in the steps that matter."""
+    fused, shifted = Editor(lightning=True), Editor(lightning=True, lora=False)
+    columns = {
+        "20": (plain, 20), "4": (plain, 4), "4 alone": (shifted, 4), "4 LoRA": (fused, 4),
+        "2": (plain, 2), "2 alone": (shifted, 2), "2 LoRA": (fused, 2),
+    }  # fmt: skip
+    print(
+        f"steps, {len(photos)} photographs, one wording; alone: the schedule of few steps without the LoRA\n"
+        f"{'':16}{''.join(f'{column:>8}' for column in columns)}"
+    )
+    means: dict[str, list[float]] = {column: [] for column in columns}
+    for name in _progress(GOAL, "LoRA"):
+        exact = exactly(name, photos)
+        for column, (editor, steps) in columns.items():
+            edited = perform(editor, name, photos, steps=steps)
+            means[column].append(mean(each_psnr(edited, exact)))
+        tqdm.write(f"{name:16}" + "".join(f"{means[c][-1]:8.2f}" for c in columns), file=sys.stdout)
+    figures = {column: mean(values) for column, values in means.items()}
+    print(f"{'mean':16}" + "".join(f"{value:8.2f}" for value in figures.values()))
+    if not drops(figures):
+        print("4 steps without the LoRA lose nothing that it could repair, so it must gain at 2")
+    return lightning_bars(figures)
 
 
-def _sheet(rows: list[tuple[str, Tensor]]) -> pillow.Image:
-    side = 128
-    sheet = pillow.new("RGB", (side * len(rows[0][1]), (side + 12) * len(rows)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for y, (title, pictures) in enumerate(rows):
-        pen.text((2, y * (side + 12)), title, fill="black")
-        for x, picture in enumerate(pictures):
-            pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            sheet.paste(pillow.fromarray(pixels).resize((side, side)), (x * side, y * (side + 12) + 12))
-    return sheet
+def perform(editor: Editor, name: str, photos: Tensor, *, steps: int = 4, turn: int = 0) -> Tensor:
+    """The edit ``name`` of each photograph; another turn gives each one another wording."""
+    texts = wordings(name)
+    prompts = [texts[(i + turn) % len(texts)] for i in range(len(photos))]
+    others = photos.roll(1, 0)
+    inputs = [(a, b) if name == BLEND else (a,) for a, b in zip(photos, others, strict=True)]
+    return editor.edit(prompts, inputs, steps)
+
+
+def exactly(name: str, photos: Tensor) -> Tensor:
+    return blend(photos, photos.roll(1, 0)) if name == BLEND else OPERATIONS[name](photos, 1.0)
+
+
+def wordings(name: str) -> list[str]:
+    """Held-out ones; borders of other colours are asked for as red ones are."""
+    return HELD_OUT.get(name) or [text.replace("red", name.split()[0]) for text in HELD_OUT["red border"]]
+
+
+def each_psnr(edited: Tensor, exact: Tensor) -> list[float]:
+    return [psnr(a, b) for a, b in zip(edited, exact, strict=True)]
+
+
+def mean(values: Iterable[float]) -> float:
+    each = list(values)
+    return sum(each) / len(each)
+
+
+def _progress(names: Iterable[str], title: str) -> Iterable[str]:
+    bar: Iterable[str] = tqdm(list(names), desc=title, leave=False, mininterval=1)
+    return bar
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

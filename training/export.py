@@ -1,4 +1,4 @@
-"""Stage 5: writes what was trained into ``pipelines/pocket/weights``: bf16 safetensors and a few numbers.
+"""Stage 6: writes what was trained into ``pipelines/pocket/weights``: bf16 safetensors and a few numbers.
 
 The autoencoder is kept as trained, without the taps in time that are zero; the builder puts them back.
 """
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training.run import FOLDER, Run
-from training.transformer import load_codec
+from training.transformer import load_codec, load_refined
 
 TARGET = Path("pipelines/pocket/weights")
 
@@ -29,7 +29,7 @@ def main() -> None:
             for name, weight in Run.weights("text").items()
             if name.startswith("encoder.") and "lm_head" not in name
         },
-        "transformer": Run.weights("transformer"),
+        "transformer": load_refined(),
     }
     for part, weights in parts.items():
         save_file(_bf16(weights), TARGET / f"{part}.safetensors")

@@ -16,15 +16,21 @@ from training.still import StillAutoencoder
 from training.wording import BLEND, has_strength
 
 _CHANNELS = 16
+Grid = tuple[int, int]  # rows and columns of tokens, each 16x16 pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Packed latents [n, tokens, 64] of each reference and of the edited picture, and what was asked."""
+    """Packed latents [n, tokens, 64] of each reference and of the edited picture, and what was asked.
+
+    exact: uint8 [n, 3, height, width], the edited picture itself where the ring keeps it; else empty.
+    """
 
     references: tuple[Tensor, ...]
     target: Tensor
     asked: list[tuple[str, float]]
+    grid: Grid
+    exact: Tensor
 
 
 class LatentCodec:
@@ -62,20 +68,20 @@ class LatentCodec:
         pictures = PictureSource(seed=8).photos(0, 8, 128)
         with torch.no_grad():
             latents = self.encode(pictures)
-            plain = self.decode(latents, 128)
+            plain = self.decode(latents, (8, 8))
             shown = []
             for channel in range(_CHANNELS):
                 noise = torch.zeros_like(latents)
                 noise[..., channel * 4 : channel * 4 + 4] = 0.3 * torch.randn(
                     (*latents.shape[:-1], 4), generator=torch.Generator().manual_seed(channel)
                 )
-                shown.append((self.decode(latents + noise, 128) - plain).square().mean())
+                shown.append((self.decode(latents + noise, (8, 8)) - plain).square().mean())
         weight = torch.stack(shown).repeat_interleave(4)
         return weight / weight.mean()
 
-    def decode(self, packed: Tensor, side: int) -> Tensor:
-        """Pictures in 0 ... 1, clamped, of a square ``side``; gradients flow through."""
-        latents = unpack(packed, side // 8, side // 8)
+    def decode(self, packed: Tensor, grid: Grid) -> Tensor:
+        """Pictures, white at 1 and black at 0 but not clamped; gradients flow through."""
+        latents = unpack(packed, 2 * grid[0], 2 * grid[1])
         latents = latents * self.deviation.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1)
         return self._model.decode(latents) / 2 + 0.5
 
@@ -98,34 +104,46 @@ class PairRing:
     """Pairs of one size and one number of references; the oldest make room for fresh ones."""
 
     def __init__(
-        self, codec: LatentCodec, source: PictureSource, side: int, *, blends: bool, capacity: int
+        self,
+        codec: LatentCodec,
+        source: PictureSource,
+        grid: Grid,
+        *,
+        blends: bool,
+        capacity: int,
+        weights: dict[str, float],
+        pictures: bool = False,
     ) -> None:
         self._codec = codec
         self._source = source
-        self._side = side
+        self.grid = grid
+        self._weights = weights
+        self._pictures = pictures
         self._blends = blends
         self._capacity = capacity
-        self._pairs: list[tuple[tuple[Tensor, ...], Tensor, tuple[str, float]]] = []
+        self._pairs: list[tuple[tuple[Tensor, ...], Tensor, tuple[str, float], Tensor]] = []
         self._next = 0
 
     def refresh(self, step: int, bases: int, edits: int) -> None:
         """Add ``bases`` pictures with ``edits`` edits each (blends: one each)."""
         draw = random.Random(step)
-        pictures = self._source.photos(step, bases * (2 if self._blends else 1), self._side)
+        size = (self.grid[0] * 16, self.grid[1] * 16)
+        pictures = self._source.photos(step, bases * (2 if self._blends else 1), *size)
         if self._blends:
             first, second = pictures.chunk(2)
-            mixes = torch.split(self._codec.encode(torch.cat([first, second, blend(first, second)])), bases)
-            for a, b, mixed in zip(*mixes, strict=True):
-                self._add((a, b), mixed, (BLEND, 1.0))
+            exact = blend(first, second)
+            mixes = torch.split(self._codec.encode(torch.cat([first, second, exact])), bases)
+            for a, b, mixed, picture in zip(*mixes, exact, strict=True):
+                self._add((a, b), mixed, (BLEND, 1.0), picture)
             return
-        wishes = [_draw_edit(draw) for _ in range(bases * edits)]
+        wishes = [_draw_edit(draw, self._weights) for _ in range(bases * edits)]
         owners = [picture for picture in torch.split(pictures, 1) for _ in range(edits)]
         edited = [
             OPERATIONS[name](owner, strength) for owner, (name, strength) in zip(owners, wishes, strict=True)
         ]
         latents = self._codec.encode(torch.cat([pictures, *edited]))
         for i, wish in enumerate(wishes):
-            self._add((latents[i // edits],), latents[bases + i], wish)
+            self._add((latents[i // edits],), latents[bases + i], wish, edited[i][0])
 
     def draw(self, count: int, draw: random.Random) -> Pairs:
         chosen = draw.choices(self._pairs, k=count)
@@ -135,10 +153,15 @@ class PairRing:
             ),
             target=torch.stack([pair[1] for pair in chosen]).float(),
             asked=[pair[2] for pair in chosen],
+            grid=self.grid,
+            exact=torch.stack([pair[3] for pair in chosen]),
         )
 
-    def _add(self, references: tuple[Tensor, ...], target: Tensor, asked: tuple[str, float]) -> None:
-        pair = (tuple(reference.half() for reference in references), target.half(), asked)
+    def _add(
+        self, references: tuple[Tensor, ...], target: Tensor, asked: tuple[str, float], exact: Tensor
+    ) -> None:
+        kept = (exact * 255).round().byte() if self._pictures else torch.empty(0)
+        pair = (tuple(reference.half() for reference in references), target.half(), asked, kept)
         if len(self._pairs) < self._capacity:
             self._pairs.append(pair)
         else:
@@ -147,12 +170,13 @@ class PairRing:
 
 
 # Hard edits come more often: moving every token, or drawing what the reference does not show.
-_WEIGHTS = {"flip": 7.0, "sketch": 3.0, "invert": 2.0, "contrast": 2.0, "unchanged": 2.0}
-_WEIGHTS |= {f"{colour} border": 0.4 for colour in COLOURS}
+_BORDERS = {f"{colour} border": 0.4 for colour in COLOURS}
+FIRST = _BORDERS | {"flip": 7.0, "sketch": 3.0, "invert": 2.0, "contrast": 2.0, "unchanged": 2.0}
+REFINED = _BORDERS | {"flip": 4.0, "sketch": 2.0, "contrast": 6.0, "brighter": 2.0, "unchanged": 2.0}
 
 
-def _draw_edit(draw: random.Random) -> tuple[str, float]:
+def _draw_edit(draw: random.Random, weights: dict[str, float]) -> tuple[str, float]:
     names = list(OPERATIONS)
-    name = draw.choices(names, [_WEIGHTS.get(name, 1.0) for name in names])[0]
+    name = draw.choices(names, [weights.get(name, 1.0) for name in names])[0]
     strength = draw.choice((0.5, 1.0, 1.0, 1.5)) if has_strength(name) else 1.0
     return name, strength

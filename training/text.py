@@ -16,7 +16,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForCond
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pipelines.pocket import architecture
-from pipelines.pocket.builder import redraw, text_encoder_config
+from pipelines.pocket.builder import text_encoder_config
+from pipelines.pocket.drawing import redraw
 from pipelines.pocket.vocabulary import build_tokenizer
 from pipelines.qwen_loading import PictureTextProcessor
 from pipelines.qwen_text import NUMBERED_PICTURES, Ask, PromptEncoder

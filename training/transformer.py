@@ -10,10 +10,10 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 from torch import Tensor
 
 from pipelines.pocket import architecture
-from training.latents import LatentCodec, PairRing, Pairs
+from training.latents import FIRST, REFINED, Grid, LatentCodec, PairRing, Pairs
 from training.operations import OPERATIONS
 from training.pictures import PictureSource, held_out
-from training.run import Run, psnr
+from training.run import FOLDER, Run, psnr
 from training.still import StillAutoencoder
 from training.text import TextReader, draw_wish, thumbnails
 from training.wording import BLEND, HELD_OUT, Wish
@@ -21,6 +21,8 @@ from training.wording import BLEND, HELD_OUT, Wish
 _TEXTS = 3000
 _LONGEST_TEXT = 34
 LIGHTNING = (1.0, 0.9, 0.75, 0.5)  # sigmas of 4 steps under a shift of 3
+_LARGE = 1 / 4  # pairs of 256x256 cost as much as four of 128x128
+_LONG = ((14, 20), (6, 10), (20, 14), (10, 6))  # 3:2 and 2:3, as the pipeline rounds them
 _AMPLITUDES = (1.0, 1.0, 0.5)  # of a positional head, on each axis' fastest frequencies
 
 
@@ -50,13 +52,15 @@ def pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def velocity(
-    model: Any, noisy: Tensor, time: Tensor, references: tuple[Tensor, ...], texts: tuple[Tensor, Tensor]
+    model: Any,
+    noisy: Tensor,
+    time: Tensor,
+    references: tuple[Tensor, ...],
+    texts: tuple[Tensor, Tensor],
+    grid: Grid,
 ) -> Tensor:
-    """One forward, as the pipeline does it. noisy, references: [n, tokens, 64] of square pictures."""
-    shapes = [
-        (1, round(len_**0.5), round(len_**0.5))
-        for len_ in (noisy.shape[1], *(r.shape[1] for r in references))
-    ]
+    """One forward, as the pipeline does it. noisy, references: [n, rows * columns, 64], all of one grid."""
+    shapes = [(1, *grid)] * (1 + len(references))
     moved: Tensor = model(
         hidden_states=torch.cat([noisy, *references], 1),
         timestep=time,
@@ -74,12 +78,13 @@ def sample(
     texts: tuple[Tensor, Tensor],
     sigmas: tuple[float, ...],
     seed: int,
+    grid: Grid,
 ) -> Tensor:
     """Packed latents of the edited pictures, by Euler steps from noise of ``seed``."""
     latents = torch.randn(references[0].shape, generator=torch.Generator().manual_seed(seed))
     for start, end in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
         time = torch.full((len(latents),), start)
-        latents = latents + (end - start) * velocity(model, latents, time, references, texts)
+        latents = latents + (end - start) * velocity(model, latents, time, references, texts, grid)
     return latents
 
 
@@ -131,14 +136,34 @@ def _look_at(attention: Any, head: int, frame: int, config: Any) -> None:
 
 
 class Trainer:
-    """Rings of pairs at both sizes and for blends, filled a little at every step."""
+    """Rings of pairs at both sizes and for blends, filled a little at every step.
 
-    def __init__(self, codec: LatentCodec, texts: TextBank) -> None:
-        source = PictureSource(seed=6)
+    refining: one turn in four is of a long canvas, and the hard edits are other ones.
+    pictures: pairs come with the exact picture.
+    """
+
+    def __init__(
+        self, codec: LatentCodec, texts: TextBank, *, refining: bool = False, pictures: bool = False
+    ) -> None:
+        source = PictureSource(seed=10 if refining else 6)
         self._texts = texts
-        self._small = PairRing(codec, source, 128, blends=False, capacity=8000)
-        self._large = PairRing(codec, source, 256, blends=False, capacity=2000)
-        self._blends = PairRing(codec, source, 128, blends=True, capacity=1000)
+
+        def ring(grid: Grid, capacity: int, *, blends: bool = False) -> PairRing:
+            weights = REFINED if refining else FIRST
+            return PairRing(
+                codec,
+                source,
+                grid,
+                blends=blends,
+                capacity=capacity,
+                weights=weights,
+                pictures=pictures,
+            )
+
+        self._small = ring((8, 8), 8000)
+        self._large = ring((16, 16), 2000)
+        self._blends = ring((8, 8), 1000, blends=True)
+        self._long = [ring(grid, 600) for grid in _LONG] if refining else []
 
     def fill(self, step: int) -> None:
         """What a fresh or resumed run starts with."""
@@ -147,12 +172,15 @@ class Trainer:
         for i in range(6):
             self._large.refresh(1_500_000 + step * 100 + i, 3, 4)
             self._blends.refresh(2_000_000 + step * 100 + i, 6, 1)
+            for number, ring in enumerate(self._long):
+                ring.refresh(2_500_000 + number * 100_000 + step * 10 + i, 2, 4)
 
-    def batch(self, step: int, size: int) -> tuple[Pairs, tuple[Tensor, Tensor]]:
-        """What step ``step`` learns: some pairs are fresh, most were met before."""
+    def batch(self, step: int, size: int, *, fresh: bool = True) -> tuple[Pairs, tuple[Tensor, Tensor]]:
+        """What step ``step`` learns: some pairs are fresh where asked for, most were met before."""
         draw = random.Random(step)
         ring, share = self._turn(step)
-        ring.refresh(step, 1, 2 if ring is self._large else 4)
+        if fresh:
+            ring.refresh(step, 1, 2 if share == _LARGE else 4)
         pairs = ring.draw(max(1, round(size * share)), draw)
         return pairs, self._texts.draw(pairs.asked, draw)
 
@@ -160,7 +188,10 @@ class Trainer:
         """Which ring a step uses, and how many of its pairs cost as much as one small pair."""
         if step % 16 == 7:
             return self._blends, 2 / 3
-        return (self._large, 1 / 4) if step % 8 in (1, 3, 6) else (self._small, 1.0)
+        if self._long and step % 4 == 0:
+            ring = self._long[step // 4 % len(self._long)]
+            return ring, _LARGE if ring.grid[0] * ring.grid[1] > 128 else 1.0
+        return (self._large, _LARGE) if step % 8 in (1, 3, 6) else (self._small, 1.0)
 
 
 def flow_loss(model: Any, pairs: Pairs, texts: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
@@ -172,7 +203,8 @@ def flow_loss(model: Any, pairs: Pairs, texts: tuple[Tensor, Tensor], weight: Te
     time = 3 * uniform / (1 + 2 * uniform)
     noise = torch.randn_like(pairs.target)
     at = time[:, None, None]
-    moved = velocity(model, (1 - at) * pairs.target + at * noise, time, pairs.references, texts)
+    noisy = (1 - at) * pairs.target + at * noise
+    moved = velocity(model, noisy, time, pairs.references, texts, pairs.grid)
     error = ((moved - (noise - pairs.target)).square() * weight).mean((1, 2))
     return (error * (2 * time).clamp(max=1)).mean()
 
@@ -183,16 +215,29 @@ def load_codec() -> LatentCodec:
     return LatentCodec.measured(autoencoder)
 
 
+def load_refined() -> dict[str, Tensor]:
+    """The transformer's weights, refined where that stage was run."""
+    refined = (FOLDER / "refined" / "weights.pt").exists()
+    return Run.weights("refined" if refined else "transformer")
+
+
 def load_reader() -> TextReader:
     reader = TextReader()
     reader.load_state_dict(Run.weights("text"))
     return reader.eval().requires_grad_(False)
 
 
-def measure(model: Any, codec: LatentCodec, reader: TextReader, side: int, count: int) -> dict[str, float]:
-    """PSNR of each edit on held-out pictures under a held-out wording, in 4 steps."""
+def measure(
+    model: Any,
+    codec: LatentCodec,
+    reader: TextReader,
+    side: int,
+    count: int,
+    sigmas: tuple[float, ...] = LIGHTNING,
+) -> dict[str, float]:
+    """PSNR of each edit on held-out pictures under a held-out wording."""
     pictures = held_out(side)[:count]
-    references = codec.encode(pictures)
+    references, grid = codec.encode(pictures), (side // 16, side // 16)
     shown = thumbnails(PictureSource(seed=7), 0, random.Random(0), count)
     figures = {}
     with torch.no_grad():
@@ -200,8 +245,8 @@ def measure(model: Any, codec: LatentCodec, reader: TextReader, side: int, count
             if name == BLEND:
                 continue
             rows = reader.read([Wish(texts[i % len(texts)], name) for i in range(count)], shown)
-            latents = sample(model, (references,), pad(rows), LIGHTNING, seed=0)
-            edited = codec.decode(latents, side).clamp(0, 1)
+            latents = sample(model, (references,), pad(rows), sigmas, 0, grid)
+            edited = codec.decode(latents, grid).clamp(0, 1)
             exact = OPERATIONS[name](pictures, 1.0)
             each = [psnr(a, b) for a, b in zip(edited, exact, strict=True)]
             figures[name] = sum(each) / len(each)
@@ -210,20 +255,26 @@ def measure(model: Any, codec: LatentCodec, reader: TextReader, side: int, count
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, help="2400, or 1600 to refine")
+    parser.add_argument("--rate", type=float, help="3e-3, or 1.5e-3 to refine")
     parser.add_argument("--batch", type=int, default=24, help="pairs of 128x128 a step, or as many tokens")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--refine", action="store_true", help="go on from what stage 3 or a restore left")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     codec, reader = load_codec(), load_reader()
     torch.manual_seed(0)
     model = QwenImageTransformer2DModel(**architecture.TRANSFORMER)
-    start(model)
+    if arguments.refine:
+        model.load_state_dict(Run.weights("transformer"))
+    else:
+        start(model)
     blocks = [p for p in model.transformer_blocks.parameters() if p.ndim == 2]
     matrices = [p for p in blocks if p.shape[0] != 6 * p.shape[1]]  # not the modulations
-    run = Run("transformer", model, steps=arguments.steps, rate=arguments.rate, matrices=matrices)
-    trainer = Trainer(codec, TextBank(reader, PictureSource(seed=5)))
+    name, steps, rate = ("refined", 1600, 1.5e-3) if arguments.refine else ("transformer", 2400, 3e-3)
+    run = Run(name, model, steps=arguments.steps or steps, rate=arguments.rate or rate, matrices=matrices)
+    bank = TextBank(reader, PictureSource(seed=5))
+    trainer = Trainer(codec, bank, refining=arguments.refine)
     for step in run:
         if step == run.first:
             trainer.fill(step)

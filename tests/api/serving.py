@@ -23,15 +23,28 @@ from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
 from core.catalog import Catalog
 from core.errors import ServingError
-from core.request import Image, InferenceRequest
+from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult, OnProgress
 from core.service import Health
 from core.spec import PipelineSpec
 
-CATALOG = Catalog(
-    [PipelineSpec(name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",))],
-    default="painter",
+PAINTER = PipelineSpec(
+    name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",)
 )
+ARTIST = PipelineSpec(
+    name="artist",
+    factory="none:none",
+    source="builtin:artist",
+    tasks=frozenset({Task.GENERATE, Task.EDIT}),
+    strength=0.6,
+    masks=True,
+    step_cache=True,
+    adapters=frozenset({"comic", "pencil"}),
+)
+DREAMER = PipelineSpec(
+    name="dreamer", factory="none:none", source="builtin:dreamer", tasks=frozenset({Task.GENERATE})
+)
+CATALOG = Catalog([PAINTER, ARTIST, DREAMER], default="painter")
 
 
 def paint(seed: int) -> bytes:

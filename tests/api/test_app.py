@@ -34,6 +34,35 @@ def test_both_paths_answer_flat_with_figures(path: str, served: Served) -> None:
     assert (figures | {"x-batch-size": "3"}).items() <= answer.headers.items()
 
 
+@pytest.mark.parametrize("path", ["/run", "/runsync"])
+def test_both_paths_make_a_picture_of_a_text_alone(path: str, served: Served) -> None:
+    """The same answer as an edit's, so the same client reads it."""
+    wishes = {"prompt": "a lighthouse", "model": "artist", "seed": 99, "width": 100, "height": 70}
+    answer = served.client.run(wishes, path)
+    assert answer.status == 200
+    assert answer.json().keys() == served.client.run(WISHES, path).json().keys()
+    assert (answer.json()["prompt"], answer.json()["model"]) == ("a lighthouse", "artist")
+    assert (answer.picture().size, answer.picture().getpixel((0, 0))) == ((100, 70), tuple(paint(99)))
+
+
+def test_the_paths_take_masks_and_loras(served: Served) -> None:
+    """Through the strict reader of bodies, where long texts and small objects take different ways."""
+    mask = text(png(mode="L", colour=(255,)))
+    wishes = WISHES | {"model": "artist", "mask": mask, "loras": [{"id": "comic", "scale": 0.5}]}
+    while not served.painter.entered.empty():
+        served.painter.entered.get()
+    assert served.client.run(wishes).status == 200
+    request = served.painter.entered.get(timeout=5)
+    assert request.mask is not None
+    assert request.adapters == (("comic", 0.5),)
+    refused = served.client.run(wishes | {"loras": [{"id": "comic", "weight": 0.5}]})
+    assert (refused.status, refused.json()["code"], refused.json()["param"]) == (
+        422,
+        "unknown_field",
+        "loras.0",
+    )
+
+
 def test_a_full_queue_refuses_before_the_body_is_read(served: Served) -> None:
     """Overload must cost nothing: here the body never comes, and the answer does."""
     served.painter.refusal = CapacityError("queue_full", "256 requests wait", retry_after=3)
@@ -269,7 +298,7 @@ def test_the_documentation_documents(served: Served) -> None:
     assert set(paths) == {"/run", "/runsync", "/", "/health", "/live", "/ready", "/ping"}
     run = paths["/run"]["post"]
     schema = run["requestBody"]["content"]["application/json"]["schema"]
-    assert {"prompt", "image_url", "image_base64_3", "timeout"} <= set(
+    assert {"prompt", "image_url", "image_base64_3", "mask", "loras", "timeout"} <= set(
         schema["properties"]["input"]["properties"]
     )
     assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} == set(

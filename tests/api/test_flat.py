@@ -11,7 +11,8 @@ import pytest
 from PIL import Image as Pillow
 
 from api.budget import Lease
-from api.flat import FALLBACK_PROMPT, FlatAnswer, FlatDialect, FlatInput, FlatJob, refuse, unwrap
+from api.flat import FALLBACK_PROMPT, FlatDialect, FlatJob, refuse, unwrap
+from api.flat_fields import FlatAnswer, FlatInput
 from api.intake import Fetch, ImageIntake, IntakeOptions
 from core.errors import ExecutionError, RequestError, ServingError
 from core.request import Image

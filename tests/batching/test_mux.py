@@ -12,7 +12,15 @@ from core.errors import CapacityError, RequestError, ServingError
 from core.request import Image
 from core.result import InferenceResult, Progress
 from tests.batching.conftest import StartMux
-from tests.fakes import WAIT, PaintingPipeline, Turnstile, assert_accounted, is_picture_of, make_request
+from tests.fakes import (
+    WAIT,
+    Clock,
+    PaintingPipeline,
+    Turnstile,
+    assert_accounted,
+    is_picture_of,
+    make_request,
+)
 
 
 def error_of(future: Future[InferenceResult]) -> ServingError:
@@ -226,14 +234,15 @@ def test_an_expired_job_that_was_queued_never_runs(start_mux: StartMux) -> None:
 
 def test_an_expired_job_that_runs_leaves_at_the_next_step(start_mux: StartMux) -> None:
     """And its neighbours do not notice."""
-    gate = Turnstile("step")
-    mux = start_mux(PaintingPipeline(gate))
+    gate, clock = Turnstile("step"), Clock()
+    mux = start_mux(PaintingPipeline(gate), clock=clock)
     neighbour = make_request("neighbour", steps=3)
     answer = mux.submit(neighbour)
     gate.waiting()
     late = mux.submit(make_request("late", steps=30, timeout=0.3))
     gate.pass_one()
     assert sorted(gate.waiting()) == ["late", "neighbour"]
+    clock.advance(0.3)  # not before: a busy device thread might otherwise never run it
     assert error_of(late).code == "deadline_exceeded"
     gate.pass_one()
     assert gate.waiting() == ["neighbour"]

@@ -23,3 +23,10 @@ def test_errors_survive_the_way_between_processes(error: errors.ServingError) ->
     assert type(copy) is type(error)
     assert vars(copy) == vars(error)
     assert str(copy) == str(error)
+
+
+def test_an_unknown_code_is_a_programming_fault() -> None:
+    """Codes are wire-stable, so a new one must be added on purpose."""
+    with pytest.raises(ValueError, match="no code"):
+        errors.RequestError("oops", "m")
+    assert isinstance(errors.RequestError("conflict", "m"), errors.ServingError)

@@ -11,11 +11,15 @@ import torch
 
 from core.spec import PipelineSpec
 from pipelines.options import ModelOptions, Silent
+from pipelines.pocket import sdxl as pocket_sdxl
 from pipelines.pocket.builder import build
 from pipelines.qwen_image import QwenImageEdit
 from pipelines.qwen_loading import Components, load_components, read_processor
 from pipelines.qwen_text import NUMBERED_PICTURES
 from pipelines.registry import catalog
+from pipelines.sdxl import StableDiffusionXL
+from pipelines.sdxl_loading import Components as SdxlComponents
+from pipelines.sdxl_loading import load_components as load_sdxl_components
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -85,6 +89,27 @@ def stock_edit(checkpoint: Path, processor: Any, spec: PipelineSpec) -> Iterator
     module.calculate_dimensions = lambda area, ratio: before(spec.reference_area, ratio)
     yield _quiet(module.QwenImageEditPipeline, checkpoint, processor)
     module.calculate_dimensions = before
+
+
+@pytest.fixture(scope="session")
+def sdxl_spec() -> PipelineSpec:
+    return catalog("pocket-sdxl").default
+
+
+@pytest.fixture(scope="session")
+def sdxl_checkpoint(options: ModelOptions) -> Path:
+    return pocket_sdxl.build(options.cache_dir)
+
+
+@pytest.fixture(scope="session")
+def sdxl_parts(sdxl_spec: PipelineSpec, options: ModelOptions) -> SdxlComponents:
+    return load_sdxl_components(sdxl_spec, options, Silent())
+
+
+@pytest.fixture(scope="session")
+def sdxl(sdxl_parts: SdxlComponents) -> StableDiffusionXL:
+    """The pocket pipeline without a cache, with the solver of SDXL base."""
+    return StableDiffusionXL(sdxl_parts, cache_bytes=0)
 
 
 def _quiet(kind: Any, checkpoint: Path, processor: Any) -> Any:

@@ -15,6 +15,7 @@ class FakePipeline:
     """Holds what it was loaded with; is never run."""
 
     lightning_enabled = False
+    precision = "as large as life"
 
     def __init__(self, spec: PipelineSpec, options: ModelOptions) -> None:
         self.spec, self.options = spec, options

@@ -4,7 +4,7 @@ Pipelines are acquired as the mux acquires them: by name, through the manager, f
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ import pytest
 
 from core.errors import ExecutionError
 from core.pipeline import BatchKey, Pipeline
-from core.request import InferenceRequest
+from core.request import Image, InferenceRequest, Task
 from pipelines.manager import ModelManager
 from pipelines.options import ModelOptions
 from pipelines.registry import SPECS, catalog
-from tests.pipelines import edits
+from tests.pipelines import edits, paintings
 
 PIXEL_TOLERANCE = 1  # a value in the middle between two may round either way
 
@@ -44,6 +44,57 @@ def guided_edits_of(name: str) -> list[InferenceRequest]:
     return edits_of(name, (4.0, 1.5, 7.0, 2.5))
 
 
+STRENGTHS = (None, 1.0, 0.5, 0.7)  # None: of a text alone
+
+
+def paintings_of(
+    name: str, cfg: tuple[float, ...] = (1.0,) * 4, strengths: tuple[float | None, ...] = (None,) * 4
+) -> list[InferenceRequest]:
+    """Some begin at a picture, and one of those has a mask: all share a forward."""
+    spec = catalog(name).default
+    wishes: list[dict[str, Any]] = [{"steps": steps, "cfg": cfg[i]} for i, steps in enumerate((4, 4, 8, 2))]
+    for i, strength in enumerate(strengths):
+        if strength is not None:
+            wishes[i] |= {"images": (edits.picture(i),), "strength": strength}
+    if strengths[2] is not None:
+        wishes[2]["mask"] = paintings.disc()
+    return [paintings.paint(spec, i, width=96, **wish) for i, wish in enumerate(wishes)]
+
+
+def guided_paintings_of(name: str) -> list[InferenceRequest]:
+    return paintings_of(name, (4.0, 1.5, 7.0, 2.5))
+
+
+def paintings_of_pictures(name: str) -> list[InferenceRequest]:
+    return paintings_of(name, strengths=STRENGTHS)
+
+
+def guided_paintings_of_pictures(name: str) -> list[InferenceRequest]:
+    return paintings_of(name, (4.0, 1.5, 7.0, 2.5), STRENGTHS)
+
+
+def masked_edits_of(name: str) -> list[InferenceRequest]:
+    """Two with a mask, each another half, beside two without."""
+    left, right = (b"\xff" * 144 + b"\x00" * 144) * 96, (b"\x00" * 144 + b"\xff" * 144) * 96
+    halves = [Image(pixels=pixels, width=96, height=96) for pixels in (left, right)]
+    return [
+        replace(request, mask=mask)
+        for request, mask in zip(edits_of(name), [halves[0], halves[1], None, None], strict=True)
+    ]
+
+
+def generations_of(name: str, cfg: tuple[float, ...] = (1.0,) * 4) -> list[InferenceRequest]:
+    spec = catalog(name).default
+    return [
+        edits.ask(spec, i, task=Task.GENERATE, images=(), steps=steps, cfg=cfg[i], width=96, height=64)
+        for i, steps in enumerate((4, 4, 8, 2))
+    ]
+
+
+def guided_generations_of(name: str) -> list[InferenceRequest]:
+    return generations_of(name, (4.0, 1.5, 7.0, 2.5))
+
+
 def spoil_latents(state: Any) -> None:
     state.latents = state.latents * float("nan")
 
@@ -51,6 +102,13 @@ def spoil_latents(state: Any) -> None:
 FAMILIES = {
     "pocket-edit": Family(edits_of, spoil_latents),
     "pocket-edit, guided": Family(guided_edits_of, spoil_latents),
+    "pocket-sdxl": Family(paintings_of, spoil_latents),
+    "pocket-sdxl, guided": Family(guided_paintings_of, spoil_latents),
+    "pocket-sdxl, some of pictures": Family(paintings_of_pictures, spoil_latents),
+    "pocket-sdxl, some of pictures, guided": Family(guided_paintings_of_pictures, spoil_latents),
+    "pocket-edit, masked": Family(masked_edits_of, spoil_latents),
+    "pocket-image": Family(generations_of, spoil_latents),
+    "pocket-image, guided": Family(guided_generations_of, spoil_latents),
 }
 RUNS_HERE = {spec.name for spec in SPECS if not spec.needs_gpu}
 
@@ -130,7 +188,7 @@ def test_a_poisoned_row_fails_alone(candidate: Candidate) -> None:
 def test_a_step_is_a_step(candidate: Candidate) -> None:
     """The scheduler orders work by what remains, and callers see it as progress."""
     states = candidate.pipeline.prepare(candidate.requests)
-    assert [state.remaining for state in states] == [request.steps for request in candidate.requests]
+    assert [state.remaining for state in states] == [request.steps_run for request in candidate.requests]
     while running := [state for state in states if not state.finished]:
         before = [state.remaining for state in running]
         candidate.pipeline.step(running)

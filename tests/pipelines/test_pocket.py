@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.pocket import builder
+from pipelines.pocket.folder import content_version
 from pipelines.pocket.vocabulary import CONTROL_TOKENS, build_tokenizer
-from pipelines.qwen_text import _HEAD
+from pipelines.qwen_text import NUMBERED_PICTURES
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,7 +51,7 @@ def test_a_finished_build_is_used_again(checkpoint: Path) -> None:
     before = (checkpoint / "model_index.json").stat().st_mtime_ns
     assert builder.build(checkpoint.parent) == checkpoint
     assert (checkpoint / "model_index.json").stat().st_mtime_ns == before
-    assert builder.content_version() in checkpoint.name
+    assert content_version() in checkpoint.name
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     blocked.touch()
     with pytest.raises(OSError, match="file"):
         builder.build(blocked)
-    target = tmp_path / f"pocket-edit-{builder.content_version()}"
+    target = tmp_path / f"pocket-edit-{content_version()}"
     target.touch()  # a file where the folder must go: the last step fails
     with pytest.raises(OSError, match="pocket-edit"):
         builder.build(tmp_path)
@@ -86,7 +87,7 @@ def test_no_weight_is_constant_where_the_real_ones_vary(checkpoint: Path) -> Non
 def test_the_template_is_as_long_as_in_the_real_vocabulary(checkpoint: Path) -> None:
     """The pipelines drop 64 tokens of it, whatever the tokenizer."""
     tokenizer = build_tokenizer()
-    assert len(tokenizer(_HEAD)["input_ids"]) == 64
+    assert len(tokenizer(NUMBERED_PICTURES.head)["input_ids"]) == NUMBERED_PICTURES.dropped == 64
     assert set(CONTROL_TOKENS) == set(tokenizer.all_special_tokens)
 
 

@@ -109,3 +109,22 @@ def test_two_pictures_are_blended(pipeline: QwenImageEdit, pocket: PipelineSpec)
     blended = ask(pipeline, pocket, "blend these images", scene(), scene(mirrored=True))
     wanted = (ORIGINAL + as_array(scene(mirrored=True))) // 2
     assert distance(blended, wanted) < 0.7 * distance(ORIGINAL, wanted)
+
+
+def test_a_mask_keeps_an_edit_to_its_half(pipeline: QwenImageEdit, pocket: PipelineSpec) -> None:
+    """What is asked for happens inside; outside not one value changes."""
+    halves = np.zeros((128, 128, 3), np.uint8)
+    halves[:, :64] = 255
+    request = pocket.request(
+        id="half",
+        task=Task.EDIT,
+        prompt="could you invert the colours?",
+        images=(scene(),),
+        mask=Image(pixels=halves.tobytes(), width=128, height=128),
+        width=128,
+        height=128,
+        seed=1,
+    )
+    painted, wanted = pixels(edit(pipeline, request)), 255 - ORIGINAL
+    assert np.array_equal(painted[:, 64:], ORIGINAL[:, 64:])
+    assert distance(painted[:, :64], wanted[:, :64]) < 0.5 * distance(ORIGINAL[:, :64], wanted[:, :64])

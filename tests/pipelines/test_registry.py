@@ -37,6 +37,9 @@ def test_every_row_names_a_factory_that_exists(spec: PipelineSpec) -> None:
         ("Qwen/Qwen-Image-Edit-2511", "qwen-image-edit-2511"),
         ("FireRedTeam/FireRed-Image-Edit-1.0", "firered-image-edit-1.0"),
         ("FireRedTeam/FireRed-Image-Edit-1.1", "firered-image-edit-1.1"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-xl-base-1.0"),
+        ("stabilityai/sdxl-turbo", "sdxl-turbo"),
+        ("stabilityai/sdxl-lightning", "sdxl-lightning"),
         (None, "pocket-edit"),
     ],
 )

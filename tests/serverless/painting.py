@@ -5,11 +5,11 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.catalog import Catalog
 from core.errors import DeviceLost
-from core.request import Image, InferenceRequest
+from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
 from core.spec import PipelineSpec
 
@@ -29,7 +29,16 @@ SPEC = PipelineSpec(
     min_side=16,
     needs_gpu=False,
 )
-CATALOG = Catalog([SPEC], default=SPEC.name)
+# Makes a picture of a text alone as well.
+IMAGINING = replace(
+    SPEC,
+    name="imagining",
+    source="builtin:imagining",
+    tasks=frozenset({Task.GENERATE, Task.EDIT}),
+    strength=0.5,
+    masks=True,
+)
+CATALOG = Catalog([SPEC, IMAGINING], default=SPEC.name)
 
 
 def colour(prompt: str, seed: int, steps: int) -> tuple[int, int, int]:
@@ -59,7 +68,7 @@ class Row:
 
     @property
     def remaining(self) -> int:
-        return self.request.steps - self.done
+        return self.request.steps_run - self.done
 
     @property
     def finished(self) -> bool:
@@ -75,6 +84,7 @@ class PaintingPipeline:
 
     def __init__(self, step_seconds: float, lost: str = LOST) -> None:
         self.lightning_enabled = False
+        self.precision = "fp32"
         self.caches: dict[str, dict[str, int]] = {}
         self.forwards: list[tuple[float, int]] = []
         self._step_seconds = step_seconds

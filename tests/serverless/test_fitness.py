@@ -2,14 +2,16 @@
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 
 from batching.mux import BatchMux, BatchPolicy
 from core.errors import CapacityError, DeviceLost, ServingError
-from core.request import InferenceRequest
+from core.request import InferenceRequest, Task
 from core.result import InferenceResult, OnProgress
 from core.service import port
+from core.spec import PipelineSpec
 from serverless.fitness import checks
 from tests.serverless.painting import SPEC, PaintingPipeline, painted
 
@@ -28,7 +30,7 @@ class Port:
         return painted(request)
 
 
-def run(port: Port, fault: ServingError | None = None) -> None:
+def run(port: Port, fault: ServingError | None = None, spec: PipelineSpec = SPEC) -> None:
     weights: Future[None] = Future()
     if fault:
         weights.set_exception(fault)
@@ -36,7 +38,7 @@ def run(port: Port, fault: ServingError | None = None) -> None:
         weights.set_result(None)
 
     async def main() -> None:
-        for check in checks(weights, port, SPEC):
+        for check in checks(weights, port, spec):
             await check()
 
     asyncio.run(main())
@@ -49,6 +51,14 @@ def test_a_small_edit_warms_the_model_up() -> None:
     (request,) = port.requests
     assert request.size == (SPEC.min_side, SPEC.min_side)
     assert request.steps == 2
+
+
+def test_a_model_that_edits_nothing_is_warmed_up_by_a_text() -> None:
+    """It would refuse the grey picture, and each start would log a fault that is none."""
+    port = Port()
+    run(port, spec=replace(SPEC, tasks=frozenset({Task.GENERATE})))
+    (request,) = port.requests
+    assert (request.task, request.images) == (Task.GENERATE, ())
 
 
 def test_a_model_that_cannot_load_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:

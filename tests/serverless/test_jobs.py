@@ -102,6 +102,24 @@ def test_an_answer_is_the_flat_dialects() -> None:
     run(scenario)
 
 
+def test_a_job_may_ask_for_a_picture_of_a_text() -> None:
+    """The worker reads the same dialect as HTTP: what the model's row allows, and no more."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.gate.set()
+        asked = {"id": "a", "input": {"prompt": "a house", "model": "imagining", "width": 48, "height": 32}}
+        answer = await bench.handler(asked)
+        assert is_own(asked, answer)
+        assert bench.submitted[0].images == ()
+        masked = job("b", model="imagining", mask=photograph(), strength=1)
+        assert is_own(masked, await bench.handler(masked))
+        assert bench.submitted[1].mask == bench.submitted[1].images[0]
+        refused = await bench.handler(job("c", model="imagining", loras=[{"id": "comic"}]))
+        assert (refused["code"], refused["param"]) == ("invalid_parameter", "loras")
+
+    run(scenario)
+
+
 def test_a_missing_prompt_falls_back() -> None:
     """The first worker's clients may leave it out."""
 

@@ -11,7 +11,7 @@ from api.intake import ImageIntake, IntakeOptions
 from core.request import InferenceRequest
 from core.result import InferenceResult, OnProgress
 from serverless.local import BadTestInput, Recorder, job_for, job_of, printable
-from tests.serverless.edits import dialect, job
+from tests.serverless.edits import dialect, job, photograph
 from tests.serverless.painting import CATALOG, colour, painted
 
 
@@ -79,6 +79,38 @@ def test_pictures_are_saved_before_and_after(tmp_path: Path, capsys: pytest.Capt
     assert str(tmp_path / "before.png") in printed
     assert str(tmp_path / "after.png") in printed
     assert "painting knows a few edits" in printed, "nobody may take it for an editor of everything"
+
+
+def record(folder: Path, **wishes: object) -> InferenceRequest:
+    """A job of the model that also generates, recorded in ``folder``."""
+
+    async def submit(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
+        return painted(request)
+
+    async def main() -> InferenceRequest:
+        with ImageIntake(IntakeOptions()) as intake:
+            asked = await dialect(intake).parse({"prompt": "paint", "model": "imagining", **wishes}, id="a")
+            await Recorder(submit, intake.encode, CATALOG, folder)(asked.request)
+            return asked.request
+
+    return asyncio.run(main())
+
+
+def test_a_picture_of_a_text_alone_has_no_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an earlier job went in with would be taken for it; what is not ours stays."""
+    (tmp_path / "before-holiday.png").touch()
+    picture, mask = photograph(), photograph()
+    record(tmp_path, images=[picture, picture], mask=mask, num_inference_steps=4)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("before.png", "before-2.png", "mask.png", "after.png"),
+        "before-holiday.png",
+    }
+    assert "imagining: 2 steps" in capsys.readouterr().out, "strength 0.5 of 4 steps runs 2"
+    request = record(tmp_path, width=80, height=48)
+    assert {path.name for path in tmp_path.iterdir()} == {"after.png", "before-holiday.png"}
+    with Pillow.open(tmp_path / "after.png") as after:
+        assert (after.size, after.getpixel((0, 0))) == ((80, 48), colour("paint", request.seed, 4))
+    assert "imagining makes small pictures" in capsys.readouterr().out
 
 
 def test_the_printed_answer_holds_no_picture() -> None:

@@ -2,7 +2,8 @@
 
 Arguments: seconds of a step, and optionally what goes wrong: ``cannot-load``, ``never-loads``,
 ``lost-at-once`` (the device, in the warm-up), ``local`` (the
-device, in a job of ``--test_input``) or ``other-sdk``. It ends with a report for the test.
+device, in a job of ``--test_input``), ``from-text`` (nothing, in such a job without a picture) or
+``other-sdk``. It ends with a report for the test.
 """
 
 import json
@@ -40,6 +41,10 @@ if __name__ == "__main__":
         rp_scale.JobScaler.is_alive = lambda self, now=None: not self._shutdown_event.is_set()
     logging.basicConfig(level="INFO", format="%(levelname)-7s| %(name)s | %(message)s")
     manager = ModelManager(CATALOG, ModelOptions(), has_gpu=lambda: False)
-    status = handler.run(settings.load(), CATALOG, manager, job("local", LOST) if fault == "local" else None)
+    local = {
+        "local": job("local", LOST),
+        "from-text": {"input": {"prompt": "a house", "model": "imagining", "width": 80, "height": 48}},
+    }
+    status = handler.run(settings.load(), CATALOG, manager, local.get(fault))
     print("REPORT " + json.dumps({"forwards": pipeline.forwards}), flush=True)
     sys.exit(status)

@@ -1,0 +1,86 @@
+"""A Lightning LoRA made part of the weights, and the schedule that it was trained for.
+
+All of the file is applied or the load fails: a model with half of it paints noise, and one without it
+paints blurs in so few steps.
+"""
+
+import math
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+from core.errors import CapacityError
+from core.spec import PipelineSpec
+from pipelines.lightning_files import lightning_source
+from pipelines.lora_files import LoraFile, LoraNotFound, find
+from pipelines.lora_keys import BadLora
+from pipelines.lora_layers import Targets, adapted, attach, detach, read
+from pipelines.options import ModelOptions
+
+_ADAPTER = "lightning"
+_REMEDY = "put the file into LORA_DIR, or set USE_LIGHTNING_LORA=0"
+# Source: ``scheduler_config`` in the model card of lightx2v/Qwen-Image-Lightning.
+_SCHEDULE = {
+    "base_image_seq_len": 256,
+    "base_shift": math.log(3),
+    "max_image_seq_len": 8192,
+    "max_shift": math.log(3),
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": None,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": True,
+}
+
+
+def find_lightning(spec: PipelineSpec, options: ModelOptions) -> LoraFile | None:
+    """The checked file of a row whose few steps need one; None for all others.
+
+    Raises ``CapacityError`` ``not_ready`` with a remedy for the operator.
+    """
+    source = spec.lightning_lora or lightning_source(spec.name, spec.lightning_steps)
+    if source is None:
+        return None
+    name = f"the Lightning LoRA of {spec.name} for {spec.lightning_steps} steps"
+    try:
+        return find(source, options)
+    except LoraNotFound as error:
+        raise CapacityError("not_ready", f"{name} cannot be had: {error}; {_REMEDY}") from None
+    except BadLora as error:
+        raise _unusable(error) from None
+
+
+@torch.no_grad()
+def fuse(denoiser: Any, file: LoraFile) -> None:
+    """Add the LoRA to the weights of a whole, unquantized model, in its own number format.
+
+    Raises ``CapacityError`` ``not_ready`` unless every layer of the file was found and changed.
+    """
+    try:
+        targets = Targets({"denoiser": denoiser})
+        matched = targets.match(file)
+        factors = read(file, matched, dtype=denoiser.dtype, device=denoiser.device)["denoiser"]
+        attach(denoiser, _ADAPTER, factors)
+    except BadLora as error:
+        raise _unusable(error) from None
+    fused = 0
+    for _, layer in adapted(denoiser):
+        layer.merge(adapter_names=[_ADAPTER])
+        fused += 1
+        layer.merged_adapters.clear()  # for good: the layer must not take it out again
+    detach(denoiser, _ADAPTER)
+    if fused != len(file.layers) or adapted(denoiser):
+        raise _unusable(BadLora(f"{fused} of its {len(file.layers)} layers were applied"))
+
+
+def few_step_solver(solver: Any) -> FlowMatchEulerDiscreteScheduler:
+    """The solver of a Qwen-Image checkpoint with the schedule that the Lightning files were trained for."""
+    return FlowMatchEulerDiscreteScheduler.from_config(dict(solver.config) | _SCHEDULE)
+
+
+def _unusable(error: BadLora) -> CapacityError:
+    return CapacityError(
+        "not_ready", f"the Lightning LoRA cannot be used: {error}; {_REMEDY}", retryable=False
+    )
