@@ -3,34 +3,30 @@
 import sqlite3
 from dataclasses import dataclass
 
-from api.job_lookup import record
-from api.job_record import JobRecord
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwedCall:
-    """``tries`` counts those that failed."""
+    """``tries`` counts this one."""
 
-    job: JobRecord
+    owner: str
+    id: str
     tries: int
 
 
-def owed(db: sqlite3.Connection, limit: int, now: float) -> list[OwedCall]:
-    """The calls that are due, the longest due first."""
+def take_owed(db: sqlite3.Connection, limit: int, now: float, delay: float) -> list[OwedCall]:
+    """The calls to make now, the longest due first. Each is due again after a while that doubles with every
+    try, unless it was settled by then: nothing else is needed when it fails, or when the process ends."""
     due = db.execute(
-        "SELECT seq, tries FROM outbox WHERE not_before <= ? ORDER BY not_before LIMIT ?", (now, limit)
+        "SELECT seq, owner, id, tries FROM outbox JOIN job USING (seq) WHERE outbox.not_before <= ?"
+        " ORDER BY outbox.not_before LIMIT ?",
+        (now, limit),
     ).fetchall()
-    return [OwedCall(job=record(db, "seq = ?", (seq,), with_result=True), tries=tries) for seq, tries in due]
+    for seq, _, _, tries in due:
+        again = now + delay * 2.0**tries
+        db.execute("UPDATE outbox SET tries = tries + 1, not_before = ? WHERE seq = ?", (again, seq))
+    return [OwedCall(owner=owner, id=id, tries=tries + 1) for _, owner, id, tries in due]
 
 
 def settle(db: sqlite3.Connection, id: str) -> None:
     """It was delivered, or given up."""
     db.execute("DELETE FROM outbox WHERE seq = (SELECT seq FROM job WHERE id = ?)", (id,))
-
-
-def postpone(db: sqlite3.Connection, id: str, not_before: float) -> None:
-    """It failed once more."""
-    db.execute(
-        "UPDATE outbox SET tries = tries + 1, not_before = ? WHERE seq = (SELECT seq FROM job WHERE id = ?)",
-        (not_before, id),
-    )

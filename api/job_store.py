@@ -36,11 +36,13 @@ class JobStore:
     clock: the wall clock, in seconds.
     """
 
+    writer_type: type[JobWriter] = JobWriter
+
     def __init__(
         self, folder: Path, limits: StoreLimits | None = None, *, clock: Callable[[], float] = time.time
     ) -> None:
         self.limits = limits or StoreLimits()
-        self._clock = clock
+        self.clock = clock
         self._file = JobFile(folder)
         try:
             writing = self._file.connect()
@@ -52,7 +54,7 @@ class JobStore:
             self._file.close()
             raise
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="job-reader")
-        self._writer = JobWriter(writing)
+        self._writer = self.writer_type(writing)
 
     @property
     def commits(self) -> int:
@@ -81,7 +83,7 @@ class JobStore:
 
         Raises ``RequestError`` ``conflict`` (that key, another body) and ``CapacityError`` ``queue_full``.
         """
-        create = partial(job_table.create, new=new, limits=self.limits, now=self._clock())
+        create = partial(job_table.create, new=new, limits=self.limits, now=self.clock())
         return await self._write(create, len(new.body))
 
     async def get(self, owner: str, id: str) -> JobRecord:
@@ -109,28 +111,28 @@ class JobStore:
 
     async def cancel(self, owner: str, id: str) -> JobRecord:
         """The job after it; one that had ended stays as it was. Raises as ``get`` does."""
-        return await self._write(partial(job_table.cancel, owner=owner, id=id, now=self._clock()))
+        return await self._write(partial(job_table.cancel, owner=owner, id=id, now=self.clock()))
 
     async def purge_queue(self, owner: str) -> list[str]:
         """Cancel what the owner has waiting; the ids."""
-        return await self._write(partial(job_table.purge_queue, owner=owner, now=self._clock()))
+        return await self._write(partial(job_table.purge_queue, owner=owner, now=self.clock()))
 
     # For those who run jobs. ``lease`` names the run: what a run that was taken back says is not heard.
 
     async def claim(self, limit: int) -> list[JobRecord]:
         """Up to ``limit`` jobs to run now, with their bodies, marked as running. Owners take turns; within
         one the oldest comes first. A job on its last attempt runs alone."""
-        return await self._write(partial(job_table.claim, limit=limit, limits=self.limits, now=self._clock()))
+        return await self._write(partial(job_table.claim, limit=limit, limits=self.limits, now=self.clock()))
 
     async def succeed(self, id: str, lease: int, outcome: JobOutcome) -> bool:
         """Keep the result and end the job, as one. False when it had ended or was taken back."""
-        succeed = partial(job_table.succeed, id=id, lease=lease, outcome=outcome, now=self._clock())
+        succeed = partial(job_table.succeed, id=id, lease=lease, outcome=outcome, now=self.clock())
         return await self._write(succeed, len(outcome.data))
 
     async def fail(self, id: str, lease: int, error: ServingError, *, expired: bool = False) -> bool:
         """As ``succeed``. expired: it took longer than it may."""
         return await self._write(
-            partial(job_table.fail, id=id, lease=lease, error=error, now=self._clock(), expired=expired)
+            partial(job_table.fail, id=id, lease=lease, error=error, now=self.clock(), expired=expired)
         )
 
     async def release(
@@ -138,7 +140,7 @@ class JobStore:
     ) -> bool:
         """Queue a running job again, for ``delay`` seconds out of reach. An attempt that is ``counted``
         fails with ``error`` when it was the last; one that is not never was."""
-        now = self._clock()
+        now = self.clock()
         return await self._write(
             partial(
                 job_table.release,
@@ -154,27 +156,24 @@ class JobStore:
 
     async def expire_queued(self) -> list[str]:
         """End what waits past its deadline; the ids."""
-        return await self._write(partial(job_table.expire_queued, now=self._clock()))
+        return await self._write(partial(job_table.expire_queued, now=self.clock()))
 
     async def forget(self) -> None:
         """Drop finished jobs over the limits of age and size, the oldest first."""
         more = True
         while more:
-            more = await self._write(partial(job_retention.forget, limits=self.limits, now=self._clock()))
+            more = await self._write(partial(job_retention.forget, limits=self.limits, now=self.clock()))
 
     # For who delivers webhooks.
 
-    async def owed(self, limit: int) -> list[OwedCall]:
-        """Calls that are due, the longest due first."""
-        return await self._read(partial(job_outbox.owed, limit=limit, now=self._clock()))
+    async def take_owed(self, limit: int, delay: float) -> list[OwedCall]:
+        """The calls to make now, the longest due first. Each is due again unless it is settled: after
+        ``delay`` seconds the first time, and twice as many each further time."""
+        return await self._write(partial(job_outbox.take_owed, limit=limit, now=self.clock(), delay=delay))
 
     async def settle(self, id: str) -> None:
         """The call was delivered, or given up."""
         await self._write(partial(job_outbox.settle, id=id))
-
-    async def postpone(self, id: str, delay: float) -> None:
-        """The call failed once more, and is due again in ``delay`` seconds."""
-        await self._write(partial(job_outbox.postpone, id=id, not_before=self._clock() + delay))
 
     async def _write(self, operation: Callable[[sqlite3.Connection], T], size: int = 0) -> T:
         return await asyncio.wrap_future(self._writer.submit(operation, size))
@@ -197,7 +196,7 @@ class JobStore:
     def _recover(self, connection: sqlite3.Connection) -> None:
         try:
             connection.execute("BEGIN IMMEDIATE")
-            job_table.recover(connection, self.limits, self._clock())
+            job_table.recover(connection, self.limits, self.clock())
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             connection.close()
