@@ -77,6 +77,8 @@ class JobFile:
     Raises ``UnusableStore``.
     """
 
+    migrations: Sequence[Sequence[str]] = MIGRATIONS
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / _NAME
@@ -88,13 +90,20 @@ class JobFile:
             connection = sqlite3.connect(
                 self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
+        except sqlite3.Error as error:
+            raise self.unusable_because(error) from error
+        try:
             connection.execute("PRAGMA foreign_keys = ON")
             if reader:
                 connection.execute("PRAGMA query_only = ON")
             else:
                 self._prepare(connection)
         except sqlite3.Error as error:
+            connection.close()
             raise self.unusable_because(error) from error
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def unusable(self, reason: str) -> UnusableStore:
@@ -134,9 +143,9 @@ class JobFile:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application != APPLICATION_ID and (application or version or tables):
             raise self.unusable(f"is another program's: move its {_NAME} away, or choose another DATA_DIR")
-        if version > len(MIGRATIONS):
+        if version > len(self.migrations):
             raise self.unusable(
-                f"has version {version}, and this program knows versions up to {len(MIGRATIONS)}: "
+                f"has version {version}, and this program knows versions up to {len(self.migrations)}: "
                 f"run the newer program that wrote it, or choose another DATA_DIR"
             )
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -145,17 +154,22 @@ class JobFile:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer chooses a moment when nobody waits
         connection.execute(f"PRAGMA journal_size_limit = {_KEPT_LOG_BYTES}")
-        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        for number, statements in enumerate(self.migrations[version:], version + 1):
             connection.execute("BEGIN IMMEDIATE")
             for statement in statements:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {number}")
             connection.execute("COMMIT")
+        (verdict,) = connection.execute(
+            "PRAGMA quick_check(job)"
+        ).fetchone()  # bodies and results are not read
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
 
     def unusable_because(self, error: sqlite3.Error) -> UnusableStore:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if code in (0, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):  # 0: found by our own check
             reason = f"is damaged ({error}): restore {_NAME} from a copy, or move it away to start empty"
         elif code == sqlite3.SQLITE_FULL:
             reason = "is on a full disk; free some space"

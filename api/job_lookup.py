@@ -14,6 +14,7 @@ _FIELDS = (
     "id, owner, dialect, state, attempts, lease, created, started, finished, deadline, expires,"
     " execution_timeout, webhook, error_code, error_message"
 )
+_LATER_THAN_ALL = 1e15
 
 
 def get(db: sqlite3.Connection, owner: str, id: str) -> JobRecord:
@@ -50,7 +51,7 @@ def page(
 
 def _place(after: str | None) -> tuple[float, str]:
     if after is None:
-        return float("inf"), ""
+        return _LATER_THAN_ALL, ""
     created, _, id = after.partition("~")
     try:
         return float(created), id
