@@ -21,7 +21,6 @@ log = logging.getLogger("batchmux.jobs")
 Work = Callable[[JobRecord, OnProgress], Awaitable[JobOutcome]]
 
 _LOOK_SECONDS = 1.0  # between looks for jobs whose waiting or time is over
-_FORGET_SECONDS = 10.0
 _OBEY_SECONDS = 5.0  # for cancelled work to end
 _STORE_SECONDS = 30.0  # for which a result waits for room in the store
 _FIRST_BACK_OFF = 0.5
@@ -35,12 +34,21 @@ class JobRunner:
 
     dialects:    name -> what carries its jobs out.
     concurrency: jobs in hand at once; their bodies are in memory.
+    forget_seconds: between looks for finished jobs that were kept long enough.
     """
 
-    def __init__(self, store: JobStore, dialects: Mapping[str, Work], *, concurrency: int = 8) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        dialects: Mapping[str, Work],
+        *,
+        concurrency: int = 8,
+        forget_seconds: float = 10.0,
+    ) -> None:
         self._store = store
         self._dialects = dialects
         self._concurrency = concurrency
+        self._forget_seconds = forget_seconds
         self._news = JobNews()
         self._runs: dict[str, asyncio.Task[JobOutcome]] = {}  # what can be cancelled
         self._watches: set[asyncio.Task[None]] = set()  # what sees each of them through
@@ -150,7 +158,9 @@ class JobRunner:
             return await self._store.claim(free)
         except ServingError as error:
             log.error("no job can be taken: %s", error)
-            return []
+        except Exception:  # the loop goes on, whatever one look at the jobs met
+            log.exception("no job can be taken")
+        return []
 
     async def _keep_house(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -160,10 +170,12 @@ class JobRunner:
                 for id in await self._store.expire_queued():
                     self._news.left(id)
                 if clock() >= forget_at:
-                    forget_at = clock() + _FORGET_SECONDS
+                    forget_at = clock() + self._forget_seconds
                     await self._store.forget()
             except ServingError as error:
                 log.error("the job store cannot be tidied: %s", error)
+            except Exception:
+                log.exception("the job store cannot be tidied")
             await asyncio.sleep(_LOOK_SECONDS)
 
     # One run.

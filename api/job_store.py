@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from api import job_lookup, job_outbox, job_retention, job_table
 from api.job_file import JobFile
 from api.job_outbox import OwedCall
 from api.job_record import JobOutcome, JobPage, JobRecord, JobState, NewJob, StoreLimits
 from api.job_writer import JobWriter, refusal
-from core.errors import ServingError
+from core.errors import CapacityError, ServingError
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ class JobStore:
     ) -> None:
         self.limits = limits or StoreLimits()
         self.clock = clock
+        self._closed = False
         self._file = JobFile(folder)
         try:
             writing = self._file.connect()
@@ -62,13 +63,14 @@ class JobStore:
         return self._writer.commits
 
     def close(self) -> None:
+        self._closed = True
         self._writer.close()
         self._readers.shutdown()
         for _ in range(_READERS):
             self._idle.get().close()
         self._file.close()
 
-    def __enter__(self) -> "JobStore":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -179,6 +181,8 @@ class JobStore:
         return await asyncio.wrap_future(self._writer.submit(operation, size))
 
     async def _read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed:
+            raise CapacityError("shutting_down", "this server is shutting down")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._ask, question)
 
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:

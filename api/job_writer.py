@@ -20,7 +20,7 @@ Operation = Callable[[sqlite3.Connection], Any]
 Task = tuple[Operation, int, "Future[Any]"]
 
 _MOST_TOGETHER = 256  # operations of one transaction
-_LOG_BYTES = 16 * 2**20  # of the write-ahead log, about, before it is copied into the file
+_LOG_BYTES = 4 * 2**20  # of the write-ahead log, about, before it is copied into the file: some ms of work
 _OPERATION_BYTES = (
     8 * 4096
 )  # what an operation adds to it besides bodies and results: pages of tables and indexes

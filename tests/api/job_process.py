@@ -132,6 +132,7 @@ class RunsAgain(Store):
 
     def _recover(self, connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM result")
+        connection.execute("INSERT OR IGNORE INTO body SELECT seq, 'job ' || idempotency_key FROM job")
         connection.execute("UPDATE job SET state = 'queued' WHERE attempts BETWEEN 1 AND 2")
 
 
