@@ -106,6 +106,11 @@ class JobFile:
             raise
         return connection
 
+    def free_bytes(self) -> int:
+        """What the disk has left for this user."""
+        disk = os.statvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize
+
     def unusable(self, reason: str) -> UnusableStore:
         return UnusableStore(f"the job store in DATA_DIR={self._folder} {reason}")
 

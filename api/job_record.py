@@ -122,6 +122,7 @@ class StoreLimits:
     """max_live, max_live_bytes: jobs that wait or run, and their bodies, before new ones are refused.
 
     keep_seconds, keep_bytes: finished jobs are forgotten, the oldest first, beyond that age or size.
+    min_free_bytes: that the disk must have left for new jobs, so that the ends of accepted ones always fit.
     gone_seconds: for which a forgotten job is answered with ``expired`` instead of ``job_not_found``.
     """
 
@@ -129,5 +130,6 @@ class StoreLimits:
     max_live_bytes: int = 2 * 2**30
     keep_seconds: float = 24 * 3600.0
     keep_bytes: int = 2 * 2**30
+    min_free_bytes: int = 256 * 2**20
     gone_seconds: float = 24 * 3600.0
     max_attempts: int = 3

@@ -85,7 +85,8 @@ class JobStore:
 
         Raises ``RequestError`` ``conflict`` (that key, another body) and ``CapacityError`` ``queue_full``.
         """
-        create = partial(job_table.create, new=new, limits=self.limits, now=self.clock())
+        free = self._file.free_bytes()
+        create = partial(job_table.create, new=new, limits=self.limits, now=self.clock(), free_bytes=free)
         return await self._write(create, len(new.body))
 
     async def get(self, owner: str, id: str) -> JobRecord:

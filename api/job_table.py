@@ -3,6 +3,7 @@
 Time is an argument. It refuses to know threads, files and commits.
 """
 
+import math
 import sqlite3
 import uuid
 from typing import Any
@@ -28,10 +29,13 @@ _NEXT = f"""
 """
 
 
-def create(db: sqlite3.Connection, new: NewJob, limits: StoreLimits, now: float) -> tuple[JobRecord, bool]:
+def create(
+    db: sqlite3.Connection, new: NewJob, limits: StoreLimits, now: float, *, free_bytes: float = math.inf
+) -> tuple[JobRecord, bool]:
     """The job, and whether it is new. One with the same idempotency key and body is the same job.
 
-    Raises ``RequestError`` ``conflict`` where the body is another, and ``CapacityError`` ``queue_full``.
+    Raises ``RequestError`` ``conflict`` where the body is another, and ``CapacityError``: ``queue_full``, and
+    ``storage_full`` where the disk has only ``free_bytes`` left.
     """
     if new.idempotency_key is not None:
         row = db.execute(
@@ -44,6 +48,9 @@ def create(db: sqlite3.Connection, new: NewJob, limits: StoreLimits, now: float)
                 raise RequestError("conflict", message)
             return get(db, new.owner, row[0]), False
     _check_room(db, len(new.body), limits)
+    if free_bytes < limits.min_free_bytes + len(new.body):
+        text = "the job store's disk is almost full; try again when finished jobs were cleared away"
+        raise CapacityError("storage_full", text)
     id = new.prefix + str(uuid.uuid4())
     deadline = None if new.ttl is None else now + new.ttl
     keep = limits.keep_seconds if new.keep is None else new.keep

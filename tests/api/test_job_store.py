@@ -92,6 +92,22 @@ def test_a_result_that_does_not_fit_is_not_half_kept(tmp_path: Path) -> None:
     with_store(tmp_path, story)
 
 
+def test_the_last_of_the_disk_is_for_the_ends_of_accepted_jobs(tmp_path: Path) -> None:
+    """On a disk that is full to the last byte no job could even fail."""
+
+    async def story(store: JobStore) -> None:
+        job, _ = await store.create(new_job(idempotency_key="k"))
+        store.limits = StoreLimits(min_free_bytes=2**60)
+        with pytest.raises(CapacityError) as caught:
+            await store.create(new_job())
+        assert caught.value.code == "storage_full"
+        assert await store.create(new_job(idempotency_key="k")) == (job, False)
+        (run,) = await store.claim(1)
+        assert await store.succeed(run.id, run.lease, JobOutcome(data=b"{}"))
+
+    with_store(tmp_path, story)
+
+
 def test_room_that_was_cleared_is_used_again(tmp_path: Path) -> None:
     """The file has an upper bound, and forgetting makes it count."""
     clock = WallClock()
