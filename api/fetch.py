@@ -7,7 +7,7 @@ redirect starts over. aiohttp is imported on first use, so that importing this m
 import asyncio
 import importlib
 import socket
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -95,22 +95,26 @@ class GuardedFetch:
 
         Raises ``RequestError`` ``url_not_allowed``, and ``UpstreamError`` unless the server took it.
         """
+        await self._send("PUT", url, {"Content-Type": content_type}, body, whose="file's")
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> None:
+        """As ``put``, for webhooks."""
+        await self._send("POST", url, headers, body, whose="webhook's")
+
+    async def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes, whose: str) -> None:
         aiohttp = await self._library()
         try:
             async with asyncio.timeout(self._timeout), AsyncExitStack() as stack:
                 addresses = await self._checked_addresses(_url(url))
                 session = await stack.enter_async_context(_session(aiohttp, addresses))
-                sending = session.put(
-                    _parse(url, encoded=True),
-                    data=body,
-                    headers={"Content-Type": content_type},
-                    allow_redirects=False,
+                sending = session.request(
+                    method, _parse(url, encoded=True), data=body, headers=headers, allow_redirects=False
                 )
                 status = (await stack.enter_async_context(sending)).status
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
-            raise UpstreamError("upstream_error", "the file's server cannot be reached") from None
+            raise UpstreamError("upstream_error", f"the {whose} server cannot be reached") from None
         if not 200 <= status < 300:
-            raise UpstreamError("upstream_error", f"the file's server answered {status}")
+            raise UpstreamError("upstream_error", f"the {whose} server answered {status}")
 
     async def _library(self) -> Any:
         if self._aiohttp is None:  # not sys.modules: another thread may be half-way through it

@@ -37,7 +37,7 @@ CONFINED = {
     "torchao": ("pipelines/",),
     "fastapi": ("api/app.py", "gateway/app.py"),
     "runpod": ("serverless/worker.py",),
-    "threading": ("batching/mux.py",),
+    "threading": ("batching/mux.py", "api/job_writer.py"),
 }
 BANNED = {"asyncio": ("batching/", "pipelines/")}
 TEST_TRICKS = {

@@ -78,6 +78,10 @@ def silent(seconds: float) -> Handler:
 @contextmanager
 def remote_server() -> Iterator[Remote]:
     class Answering(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def do_GET(self) -> None:
             remote.seen.append({name.lower(): value for name, value in self.headers.items()})
             handler = remote.routes.get(self.path)

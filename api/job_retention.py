@@ -1,0 +1,42 @@
+"""How long finished jobs are kept: by age, and by size with the oldest going first. Live jobs never go.
+
+A forgotten job leaves its id behind for a while, so that asking for it is told from asking for nothing.
+"""
+
+import sqlite3
+
+from api.job_record import StoreLimits
+
+_ROW_BYTES = 1024  # what a job costs besides its result: a flood of failures must be forgotten too
+_AT_ONCE = 500  # rows of one transaction: others wait for it
+
+
+def forget(db: sqlite3.Connection, limits: StoreLimits, now: float) -> bool:
+    """Drop what is over the limits; whether more is left to drop than one transaction should."""
+    old = db.execute("SELECT seq FROM job WHERE expires <= ? LIMIT ?", (now, _AT_ONCE)).fetchall()
+    _drop(db, [seq for (seq,) in old], limits, now)
+    heavy = _over_weight(db, limits)
+    _drop(db, heavy, limits, now)
+    db.execute("DELETE FROM gone WHERE id IN (SELECT id FROM gone WHERE until <= ? LIMIT ?)", (now, _AT_ONCE))
+    return _AT_ONCE in (len(old), len(heavy))
+
+
+def _over_weight(db: sqlite3.Connection, limits: StoreLimits) -> list[int]:
+    jobs, size = db.execute(
+        "SELECT count(*), coalesce(sum(size), 0) FROM job WHERE finished IS NOT NULL"
+    ).fetchone()
+    excess = size + jobs * _ROW_BYTES - limits.keep_bytes
+    dropped: list[int] = []
+    oldest = "SELECT seq, size FROM job WHERE finished IS NOT NULL ORDER BY finished LIMIT ?"
+    for seq, size in db.execute(oldest, (_AT_ONCE,)):
+        if excess <= 0:
+            break
+        dropped.append(seq)
+        excess -= size + _ROW_BYTES
+    return dropped
+
+
+def _drop(db: sqlite3.Connection, jobs: list[int], limits: StoreLimits, now: float) -> None:
+    rows = [(now + limits.gone_seconds, seq) for seq in jobs]
+    db.executemany("INSERT INTO gone SELECT id, owner, ? FROM job WHERE seq = ?", rows)
+    db.executemany("DELETE FROM job WHERE seq = ?", [(seq,) for seq in jobs])
