@@ -87,6 +87,9 @@ def benchmark(asked: argparse.Namespace) -> int:
             if compiled and not asked.compile:
                 continue
             name = f"{label}{', compiled' if compiled else ''}"
+            if compiled and PRECISIONS[label].eight_bit == "fp8-layerwise":
+                print(f"{name:28} not run: the settings refuse it")
+                continue
             if time.monotonic() - started > asked.budget:
                 print(f"{name:28} not run: the budget of {asked.budget:.0f} s is spent")
                 continue
