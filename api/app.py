@@ -33,7 +33,7 @@ def create_app(
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
         title="batchmux",
-        description="Image editing in which the edits of different callers share each denoising step.",
+        description="Making and editing images; the requests of different callers share each denoising step.",
         redirect_slashes=False,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
     )

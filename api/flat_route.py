@@ -22,7 +22,7 @@ def endpoints(services: Services) -> list[Endpoint]:
         Endpoint(
             path=path,
             handle=handle,
-            summary="Edit a picture",
+            summary="Make or edit a picture",
             responses=ANSWERS,
             openapi={"requestBody": BODY},
         )

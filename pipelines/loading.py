@@ -146,12 +146,8 @@ class Loader:
     def _parts_on_host(self) -> frozenset[Role]:
         if not self._options.precision.cpu_offload or self.device.type != "cuda":
             return frozenset()
-        sizes: dict[Role, int] = {}
-        for file in self.folder.glob("*/*.safetensors"):
-            role = _ROLES.get(file.parent.name, "text")
-            halved = 2 if role in self._plan.schemes else 1
-            sizes[role] = sizes.get(role, 0) + file.stat().st_size // halved
         free, _ = torch.cuda.mem_get_info(self.device)
+        sizes = sizes_on_card(self.folder, frozenset(self._plan.schemes))
         return parts_on_host(sizes, min(free, self._options.memory_bytes or free))
 
 
@@ -160,6 +156,15 @@ def _from_file(kind: Any, config: Any, weights: Path) -> Any:
         model = kind.from_config(config)
     model.load_state_dict(load_file(weights), strict=True, assign=True)
     return model
+
+
+def sizes_on_card(folder: Path, halved: frozenset[Role]) -> dict[Role, int]:
+    """Bytes of each part of a checkpoint in 16 bits, when 8-bit schemes hold those of ``halved``."""
+    sizes: dict[Role, int] = {}
+    for file in folder.glob("*/*.safetensors"):
+        role = _ROLES.get(file.parent.name, "text")
+        sizes[role] = sizes.get(role, 0) + file.stat().st_size // (2 if role in halved else 1)
+    return sizes
 
 
 def describe(device: torch.device) -> Device:

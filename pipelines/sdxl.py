@@ -79,10 +79,6 @@ class StableDiffusionXL:
         )
         channels = parts.unet.config.in_channels
         self._starter = Starter(self._vae, parts.solver, cache, channels, parts.device, parts.dtype)
-        encoders: dict[str, Any] = {
-            "text_encoder": parts.encoders[0][1],
-            "text_encoder_2": parts.encoders[1][1],
-        }
         self._adapters = AdapterSet(
             {
                 "denoiser": parts.unet,

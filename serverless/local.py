@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core.catalog import Catalog
-from core.request import Image, InferenceRequest, Size, Task
+from core.request import Image, InferenceRequest, Size
 from core.result import InferenceResult, OnProgress
 from core.service import Submit
 
 DEFAULT_INPUT = "test_input.json"
 MASK = "mask.png"
 
-# What the built-in models say of themselves, so that nobody takes one for more than it is.
-_DEMONSTRATES = {
-    Task.EDIT: "knows a few edits of small square pictures, listed in pipelines/pocket/MODEL_CARD.md, and "
-    "leaves the picture as it is for other text.",
-    Task.GENERATE: "makes small pictures of what pipelines/pocket/MODEL_CARD.md lists, and of nothing else.",
+# Nobody may take a built-in model for more than it is.
+_TRAINED = {
+    "builtin:pocket-edit": "knows a few edits of small square pictures, listed in "
+    "pipelines/pocket/MODEL_CARD.md, and leaves the picture as it is for other text."
 }
+_UNTRAINED = "was never trained: what it paints shows that the whole path works, and nothing of the text."
 
 
 class Encode(Protocol):
@@ -91,8 +91,9 @@ class Recorder:
             f"{request.model}: {request.steps_run} steps in {result.inference_seconds:.2f} s, "
             f"seed {request.seed}"
         )
-        if self._catalog.get(request.model).source.startswith("builtin:"):
-            print(f"{request.model} {_DEMONSTRATES[request.task]}")
+        source = self._catalog.get(request.model).source
+        if source.startswith("builtin:"):
+            print(f"{request.model} {_TRAINED.get(source, _UNTRAINED)}")
         return result
 
     def _clear(self) -> None:

@@ -233,3 +233,10 @@ def test_a_failed_load_keeps_nothing_of_what_it_had_read() -> None:
         models.acquire("one")
     assert fakes.READ[-1]() is None
     assert kept.value.code == "not_ready"
+
+
+def test_the_status_says_how_the_weights_are_held() -> None:
+    """Which scheme was picked, and why, without reading logs."""
+    models = manager(ROW)
+    models.acquire("one")
+    assert fakes.FakePipeline.precision in models.status().detail

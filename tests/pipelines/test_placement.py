@@ -4,6 +4,7 @@ On a CPU both places are the same memory: what is tested is who is brought, when
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from core.spec import PipelineSpec
+from pipelines.loading import sizes_on_card
 from pipelines.options import ModelOptions, Precision, Silent, Tuning
 from pipelines.placement import HEADROOM, OneAtATime, parts_on_host, stream
 from pipelines.precision import Role
@@ -92,6 +94,15 @@ def test_a_streamed_layer_has_its_weights_while_it_runs() -> None:
     stream(layer, torch.device("cpu"))
     assert torch.equal(layer[0](rows), expected)
     assert {weight.device.type for weight in layer.parameters()} == {"meta"}
+
+
+def test_parts_are_weighed_by_their_files(checkpoint: Path) -> None:
+    """Before anything is read; half of what 8bit is for."""
+    whole = sizes_on_card(checkpoint, frozenset())
+    assert sum(whole.values()) == sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
+    assert set(whole) == {"denoiser", "text", "vae"}
+    eight = sizes_on_card(checkpoint, frozenset({"denoiser", "text"}))
+    assert eight == {role: size if role == "vae" else size // 2 for role, size in whole.items()}
 
 
 SIZES: dict[Role, int] = {"denoiser": 21 * GIB, "text": 9 * GIB, "vae": GIB}

@@ -84,7 +84,7 @@ class PaintingPipeline:
 
     def __init__(self, step_seconds: float, lost: str = LOST) -> None:
         self.lightning_enabled = False
-        self.precision = "fp32"
+        self.precision = "none, it paints"
         self.caches: dict[str, dict[str, int]] = {}
         self.forwards: list[tuple[float, int]] = []
         self._step_seconds = step_seconds
