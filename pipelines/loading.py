@@ -14,6 +14,7 @@ from core.spec import PipelineSpec
 from pipelines.checkpoint import check_class, find_checkpoint
 from pipelines.device import pick_device
 from pipelines.options import ModelOptions, Report
+from pipelines.reading import read_ahead
 
 Role = Literal["denoiser", "text", "vae"]
 
@@ -46,6 +47,7 @@ class Loader:
     def model(self, kind: Any, subfolder: str, *, role: Role) -> Any:
         """A model of class ``kind`` from ``subfolder``, ready to run."""
         self.stage(subfolder)
+        read_ahead(self.folder / subfolder, self._report)
         model = kind.from_pretrained(
             self.folder, subfolder=subfolder, dtype=self.dtype, use_safetensors=True, local_files_only=True
         )

@@ -7,6 +7,7 @@ first release), row by row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from core.result import InferenceResult
 from core.spec import PipelineSpec
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
-from pipelines.device import device_errors, finish
-from pipelines.options import ModelOptions, Report
+from pipelines.device import device_errors, finish, weigh
+from pipelines.options import ModelOptions, Report, Weights
 from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder
 from pipelines.qwen_loading import Components, load_components
 from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, PromptEncoder
@@ -84,6 +85,11 @@ class QwenImageEdit:
         prompts = PromptEncoder(parts.text_encoder, parts.processor, introduction, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
         self.caches = cache.counts
+
+    @cached_property
+    def weights(self) -> Weights:
+        parts = self._parts
+        return weigh(parts.device, parts.transformer, parts.vae, parts.text_encoder)
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[EditState]:

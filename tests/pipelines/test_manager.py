@@ -34,6 +34,8 @@ def manager(*specs: PipelineSpec, max_models: int = 1, clock: Clock | None = Non
         ModelOptions(max_models=max_models, model_dir=Path("given")),
         clock=clock or Clock(),
         has_gpu=lambda: False,
+        device_bytes=lambda: 10**12,
+        find=fakes.find,
     )
 
 
