@@ -14,6 +14,7 @@ from batching.mux import BatchMux, BatchPolicy
 from core.catalog import Catalog
 from core.errors import ServingError
 from core.service import Health, port
+from pipelines import download
 from pipelines.manager import ModelManager, model_options
 from pipelines.registry import catalog
 from serverless import local, modes, usage
@@ -26,6 +27,9 @@ def main(arguments: list[str]) -> int:
     try:
         config = settings.load()
         rows = catalog(config.default_model, **config.row)
+        if command.models:
+            options = model_options(**config.loading)
+            return download.run(command.models, rows.default.name, config.row, options, verify=command.verify)
         if command.check:
             from serverless import preflight
 

@@ -46,15 +46,14 @@ def snapshot(
     Raises ``CapacityError`` ``not_ready``.
     """
     if options.local_only:
-        return _cached(repository, revision, patterns)
+        return cached(repository, revision, patterns)
     try:
         resolved = resolve(repository, revision, options)
         files = tree(repository, resolved, options, patterns)
-        with explained(repository, revision):
-            return _fetched(repository, resolved, files, options, report, patterns)
+        return fetched(repository, resolved, files, options, report, patterns)
     except CapacityError as refusal:
         try:
-            folder = _cached(repository, revision, patterns)
+            folder = cached(repository, revision, patterns)
         except CapacityError:
             raise refusal from None
         log.warning("%s; the copy in the cache is used", refusal.message)
@@ -88,7 +87,7 @@ def cache_folder(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
 
 
-def _fetched(
+def fetched(
     repository: str,
     revision: ResolvedRevision,
     files: list[RepoFile],
@@ -96,24 +95,27 @@ def _fetched(
     report: Report,
     patterns: Iterable[str],
 ) -> Path:
+    """The folder of a commit, once all ``files`` are in it. Raises ``CapacityError`` ``not_ready``."""
     folder = cache_folder(repository) / "snapshots" / revision.resolved
     there = sum(file.size for file in files if (folder / file.path).exists())
     total = sum(file.size for file in files)
     report.bytes(there, total)
     log.info("%s at commit %s, %.1f of %.1f GB to fetch", repository, revision.resolved, *_gb(there, total))
-    fetched = snapshot_download(
-        repository,
-        revision=revision,
-        allow_patterns=list(patterns),
-        ignore_patterns=list(UNREAD),
-        token=options.token,
-        tqdm_class=counting(report, there, total),
-    )
+    with explained(repository, revision):
+        snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(UNREAD),
+            token=options.token,
+            tqdm_class=counting(report, there, total),
+        )
     report.bytes(total, total)
-    return Path(fetched)
+    return folder
 
 
-def _cached(repository: str, revision: str | None, patterns: Iterable[str]) -> Path:
+def cached(repository: str, revision: str | None, patterns: Iterable[str]) -> Path:
+    """The folder of a commit that was fetched before. Raises ``CapacityError`` ``not_ready``."""
     with explained(repository, revision):
         folder = Path(
             snapshot_download(
