@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx2
-from huggingface_hub import HfApi, RepoFile, ResolvedRevision, constants, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    RepoFile,
+    ResolvedRevision,
+    constants,
+    get_cached_repo_tree,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -49,7 +57,7 @@ def snapshot(
         return cached(repository, revision, patterns)
     try:
         resolved = resolve(repository, revision, options)
-        files = tree(repository, resolved, options, patterns)
+        files = _known_tree(repository, resolved, patterns) or tree(repository, resolved, options, patterns)
         return fetched(repository, resolved, files, options, report, patterns)
     except CapacityError as refusal:
         try:
@@ -75,6 +83,18 @@ def tree(
             repository, recursive=True, revision=revision.resolved
         )
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    return _wanted(files, patterns)
+
+
+def _known_tree(repository: str, revision: ResolvedRevision, patterns: Iterable[str]) -> list[RepoFile]:
+    """``tree`` as it was listed before, without checksums: a commit stays, and the hub may be down."""
+    try:
+        return _wanted(get_cached_repo_tree(repository, revision=revision), patterns)
+    except CachedRepoTreeNotFoundError:
+        return []
+
+
+def _wanted(files: list[RepoFile], patterns: Iterable[str]) -> list[RepoFile]:
     return list(
         filter_repo_objects(
             files, allow_patterns=list(patterns), ignore_patterns=list(UNREAD), key=lambda file: file.path

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Find = Callable[[PipelineSpec, ModelOptions, Report], "Found"]
 FIRST_RETRY, LONGEST_RETRY = 5.0, 120.0  # seconds
 
 
@@ -39,12 +40,6 @@ class _Failure:
     error: CapacityError
     attempts: int
     retry_at: float
-
-
-class Find(Protocol):
-    """Fetches a row's checkpoint and says where it is and what it holds."""
-
-    def __call__(self, spec: PipelineSpec, options: ModelOptions, report: Report) -> "Found": ...
 
 
 def cuda_is_available() -> bool:
@@ -71,7 +66,8 @@ class ModelManager:
     Nothing in use is evicted, because the mux calls ``acquire`` only while no rows are in memory.
 
     clock: monotonic seconds. has_gpu: asked when a row needs a GPU, and once for the status.
-    device_bytes: what there is for weights where ``memory_bytes`` names no less. find: fetches checkpoints.
+    device_bytes: what there is for weights where ``memory_bytes`` names no less.
+    find: fetches a row's checkpoint and says where it is and what it holds.
     """
 
     def __init__(
@@ -172,7 +168,10 @@ class ModelManager:
             self._loaded.drop(leaving)
             self._publish("loading", f"{name} is loading: {leaving} makes room for it")
             log.info("%s makes room for %s", leaving, name)
+            # Imports freeze what is alive, a loaded model with it: in a cycle it would never be found again.
+            gc.unfreeze()
             _free_memory()
+            gc.freeze()
 
     def _budget(self) -> Budget:
         there, chosen = self._device_bytes(), self._options.memory_bytes

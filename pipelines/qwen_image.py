@@ -5,7 +5,7 @@ Each row has its own prompt, pictures, seed, schedule, guidance and place in its
 first release), row by row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,7 +84,7 @@ class QwenImageEdit:
         cache = ConditionCache(cache_bytes, CACHED)
         prompts = PromptEncoder(parts.text_encoder, parts.processor, introduction, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
-        self.caches = cache.counts
+        self.caches: Mapping[str, dict[str, int]] = cache.counts
 
     @cached_property
     def weights(self) -> Weights:

@@ -80,6 +80,7 @@ def load_on_lost_device(spec: PipelineSpec, options: ModelOptions, report: Repor
 def load_through_gate(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipeline:
     gate = GATES[spec.source]
     report.stage("transformer", 2, 3)
+    report.bytes(nbytes(spec) // 4, nbytes(spec))
     gate.reached.set()
     assert gate.opened.wait(10)
     return FakePipeline(spec, options)

@@ -95,6 +95,8 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
                 self._describe("/".join(parts[2:4]), parts[4:])
             elif parts[0] == "storage":
                 self._send(hub.repositories["/".join(parts[1:3])], "/".join(parts[3:]))
+            elif parts[2:3] != ["resolve"]:
+                self._refuse(404, "EntryNotFound")
             else:
                 self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
 
