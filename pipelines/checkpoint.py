@@ -108,7 +108,14 @@ def find_file(reference: str, options: ModelOptions, report: Report) -> Path:
             return baked
     from pipelines import hub
 
-    return hub.snapshot(f"{owner}/{name}", None, options, report, (file,)) / file
+    try:
+        return hub.snapshot(f"{owner}/{name}", None, options, report, (file,)) / file
+    except CapacityError as error:
+        raise CapacityError(
+            "not_ready",
+            f"{Path(file).name} cannot be had: {error.message}; or put it into LORA_DIR",
+            retryable=error.retryable,
+        ) from None
 
 
 def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:

@@ -33,6 +33,9 @@ def files() -> dict[str, bytes]:
     }
 
 
+LIGHTNING = "lightx2v/Qwen-Image-Lightning"
+
+
 @pytest.fixture
 def hub(files: dict[str, bytes]) -> Iterator[HubServer]:
     with HubServer({SOURCE: Repository(dict(files))}) as server:
@@ -42,7 +45,7 @@ def hub(files: dict[str, bytes]) -> Iterator[HubServer]:
 def environment(hub: HubServer, home: Path, **given: str) -> dict[str, str]:
     own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "CACHE_DIR": str(home / "built")}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return clean | own | {"OMP_NUM_THREADS": "1"} | given
+    return clean | own | {"OMP_NUM_THREADS": "1", "USE_LIGHTNING_LORA": "0"} | given
 
 
 def download(hub: HubServer, home: Path, *arguments: str, **given: str) -> "subprocess.CompletedProcess[str]":
@@ -75,6 +78,17 @@ def test_a_checkpoint_is_fetched_whole_and_can_be_checked_with_common_tools(
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     tokens = {asked.path.startswith("/storage"): asked.token for asked in hub.asked}
     assert tokens == {False: "Bearer secret", True: None}, "the token is the hub's, not its storage's"
+
+
+def test_the_lightning_lora_of_a_row_comes_with_it(hub: HubServer, tmp_path: Path) -> None:
+    """A baked image without it would fetch it at every start, or not start at all."""
+    file = "Qwen-Image-Edit-2509/Qwen-Image-Edit-2509-Lightning-4steps-V1.0-bf16.safetensors"
+    hub.repositories[LIGHTNING] = Repository({file: b"four", file.replace("4steps", "8steps"): b"eight"})
+    done = download(hub, tmp_path, USE_LIGHTNING_LORA="1", LIGHTNING_STEPS="4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = snapshot(tmp_path, LIGHTNING)
+    assert (folder / file).read_bytes() == b"four"
+    assert not (folder / file.replace("4steps", "8steps")).exists()
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(

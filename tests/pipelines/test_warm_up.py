@@ -25,7 +25,7 @@ class Noted:
 
     def __init__(self, pipeline: LoadedPipeline) -> None:
         self._pipeline = pipeline
-        self.lightning_enabled = pipeline.lightning_enabled
+        self.lightning_enabled, self.precision = pipeline.lightning_enabled, pipeline.precision
         self.caches, self.weights = pipeline.caches, pipeline.weights
         self.prepared: list[list[InferenceRequest]] = []
         self.stepped = self.decoded = 0
