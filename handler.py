@@ -14,6 +14,7 @@ from batching.mux import BatchMux, BatchPolicy
 from core.catalog import Catalog
 from core.errors import ServingError
 from core.service import Health, port
+from pipelines import download
 from pipelines.manager import ModelManager, model_options
 from pipelines.registry import catalog
 from serverless import local, modes, usage
@@ -26,6 +27,9 @@ def main(arguments: list[str]) -> int:
     try:
         config = settings.load()
         rows = catalog(config.default_model, **config.row)
+        if command.models:
+            options = model_options(**config.loading)
+            return download.run(command.models, rows.default.name, config.row, options, verify=command.verify)
         if command.check:
             from serverless import preflight
 
@@ -48,17 +52,9 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
             os.kill(os.getpid(), signal.SIGTERM)  # which both loops answer by finishing what they hold
 
     def health() -> Health:
-        stats, loaded = mux.stats(), models.status()
-        state = "loading" if loaded.state == "idle" else loaded.state
-        return Health(
-            state="failed" if stats.fatal else "draining" if stats.draining else state,
-            model=rows.default.name,
-            detail=stats.fatal or loaded.detail,
-            gpu_available=bool(loaded.gpu_available),
-            lightning_enabled=loaded.lightning_enabled,
-            counts=stats.counts,
-            caches=loaded.caches,
-            retry_after=loaded.retry_after,
+        stats, name = mux.stats(), rows.default.name
+        return Health.of(
+            name, models.status(), counts=stats.counts, draining=stats.draining, fatal=stats.fatal
         )
 
     policy, pictures = BatchPolicy(**config.batching), modes.intake_options(config)

@@ -103,6 +103,8 @@ def _health_body(health: Health) -> dict[str, Any]:
         "lightning_enabled": health.lightning_enabled,
         "jobs": health.counts,
         "caches": health.caches,
+        "loading": health.loading,
+        "models": health.models,
     }
 
 

@@ -5,66 +5,97 @@ Safetensors only: nothing of a checkpoint is ever executed.
 
 import importlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
-from pipelines.options import ModelOptions
+from pipelines.options import ModelOptions, Report, Silent
+from pipelines.shards import Part, survey
 
-_FILES = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
+CHECKPOINT = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja")
+# Of a checkpoint whose denoiser another file takes the place of.
+WITHOUT_DENOISER = (
+    "model_index.json",
+    "*/*.json",
+    "text_encoder*/*.safetensors",
+    "vae/*.safetensors",
+    "*/*.txt",
+    "*/*.jinja",
+)
 # ``builtin:NAME``: writes the checkpoint under a folder, and returns where.
 _BUILT_IN = {
     "pocket-edit": "pipelines.pocket.builder:build",
     "pocket-image": "pipelines.pocket.builder:build_image",
     "pocket-sdxl": "pipelines.pocket.sdxl:build",
 }
-# Where a denoiser of its own takes their place.
-_DENOISERS = ["unet/*.safetensors", "transformer/*.safetensors"]
 
 
-def find_checkpoint(spec: PipelineSpec, options: ModelOptions) -> Path:
-    """The checkpoint's folder: ``options.model_dir``, a built-in one, or a snapshot of the hub's.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint on this machine. parts: those with weights, by name."""
 
-    A hub source is ``owner/name`` or ``owner/name@revision``.
+    folder: Path
+    parts: dict[str, Part]
+
+
+def find(spec: PipelineSpec, options: ModelOptions, report: Report) -> Found:
+    """``find_checkpoint``, with every weight file checked by its header."""
+    folder = find_checkpoint(spec, options, report)
+    if not folder.is_dir():
+        raise CapacityError(
+            "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
+        )
+    return Found(folder, survey(folder))
+
+
+def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | None = None) -> Path:
+    """The checkpoint's folder: what ``options`` name, a built-in one, or a snapshot of the hub's.
+
+    A hub source is ``owner/name`` or ``owner/name@revision``; ``options.revision`` comes before the row's.
+    report: told the bytes that are fetched.
+    Raises ``CapacityError`` ``not_ready``.
     """
+    if options.checkpoint is not None:
+        return options.checkpoint
     if options.model_dir is not None:
         return options.model_dir
     if spec.source.startswith("builtin:"):
-        module, _, function = _BUILT_IN[spec.source.removeprefix("builtin:")].partition(":")
-        build = getattr(importlib.import_module(module), function)
-        try:
-            return Path(build(options.cache_dir.expanduser()))
-        except OSError as error:
-            raise CapacityError(
-                "not_ready",
-                f"{spec.name} cannot be written to its cache folder ({error.strerror}); "
-                "set CACHE_DIR to a folder with room that can be written to",
-            ) from error
-    repository, _, revision = spec.source.partition("@")
+        return _built(spec, options)
+    from pipelines import hub
+
+    repository, revision = source_of(spec, options)
+    return hub.snapshot(repository, revision, options, report or Silent(), patterns_of(spec))
+
+
+def patterns_of(spec: PipelineSpec) -> tuple[str, ...]:
+    """The files of the row's repository that a load reads."""
+    return CHECKPOINT if spec.denoiser is None else WITHOUT_DENOISER
+
+
+def source_of(spec: PipelineSpec, options: ModelOptions) -> tuple[str, str | None]:
+    """Repository and revision on the hub."""
+    repository, _, pinned = spec.source.partition("@")
+    return repository, options.revision or pinned or None
+
+
+def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
+    module, _, function = _BUILT_IN[spec.source.removeprefix("builtin:")].partition(":")
+    build = getattr(importlib.import_module(module), function)
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=_FILES,
-                ignore_patterns=None if spec.denoiser is None else _DENOISERS,
-                local_files_only=options.local_only,
-                token=options.token,
-            )
-        )
-    except LocalEntryNotFoundError:
+        return Path(build(options.cache_dir.expanduser()))
+    except OSError as error:
         raise CapacityError(
             "not_ready",
-            f"{repository} is not in the local cache and cannot be fetched; unset LOCAL_ONLY and check the "
-            "network, or point MODEL_DIR at a copy",
-        ) from None
+            f"{spec.name} cannot be written to its cache folder ({error.strerror}); "
+            "set CACHE_DIR to a folder with room that can be written to",
+        ) from error
 
 
-def find_file(reference: str, options: ModelOptions) -> Path:
+def find_file(reference: str, options: ModelOptions, report: Report) -> Path:
     """One file of weights, ``owner/name/file.safetensors``: baked in, or from the hub.
+
+    report: told the bytes that are fetched.
 
     Raises ``ValueError`` for a file of another kind, ``CapacityError`` ``not_ready`` when it is nowhere.
     """
@@ -75,15 +106,15 @@ def find_file(reference: str, options: ModelOptions) -> Path:
         baked = options.lightning.folder / Path(file).name
         if baked.is_file():
             return baked
+    from pipelines import hub
+
     try:
-        return Path(
-            hf_hub_download(f"{owner}/{name}", file, local_files_only=options.local_only, token=options.token)
-        )
-    except LocalEntryNotFoundError:
+        return hub.snapshot(f"{owner}/{name}", None, options, report, (file,)) / file
+    except CapacityError as error:
         raise CapacityError(
             "not_ready",
-            f"{reference} is not in the local cache and cannot be fetched; unset LOCAL_ONLY and check the "
-            "network, or put the file into LORA_DIR",
+            f"{Path(file).name} cannot be had: {error.message}; or put it into LORA_DIR",
+            retryable=error.retryable,
         ) from None
 
 

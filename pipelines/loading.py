@@ -23,6 +23,7 @@ from pipelines.options import ModelOptions, Report
 from pipelines.placement import OneAtATime, parts_on_host, stream
 from pipelines.precision import Device, Role, choose
 from pipelines.quantization import quantize
+from pipelines.reading import read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Loader:
         self.stage(subfolder)
         dtype = self._dtype(subfolder, role)
         if weights is None:
+            read_ahead(self.folder / subfolder, self._report)
             model = kind.from_pretrained(
                 self.folder,
                 subfolder=subfolder,

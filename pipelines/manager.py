@@ -1,45 +1,38 @@
-"""Which models are loaded: at most so many, the least recently used leaves first, failures wait.
+"""Which models are loaded: as many as count and memory allow, the least recently used leaves first.
 
 Knows nothing of what a model is made of. Only the device thread may call ``acquire``; ``status`` may be
 called from any thread, because everything it reads is one frozen object that is replaced, never changed.
 """
 
+import contextlib
+import ctypes
 import gc
 import importlib
 import logging
 import sys
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
+from core.service import Loading, ModelStatus
 from core.spec import PipelineSpec
+from pipelines import warm_up
 from pipelines.importing import undisturbed
-from pipelines.options import Factory, Lightning, LoadedPipeline, ModelOptions, Precision, Tuning
+from pipelines.load_progress import LoadProgress
+from pipelines.options import Factory, Lightning, LoadedPipeline, ModelOptions, Precision, Report, Tuning
+from pipelines.residency import Budget, Residency, expected_bytes, held
+
+if TYPE_CHECKING:
+    from pipelines.checkpoint import Found
 
 log = logging.getLogger(__name__)
 
+Find = Callable[[PipelineSpec, ModelOptions, Report], "Found"]
 FIRST_RETRY, LONGEST_RETRY = 5.0, 120.0  # seconds
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelStatus:
-    """``state`` is idle | loading | ready | failed; ``detail`` is a sentence for a person.
-
-    gpu_available is None until something asked the device.
-    retry_after: seconds after which a failure may be over; None when only a person can mend it.
-    """
-
-    state: str = "idle"
-    detail: str = "no model is loaded yet"
-    gpu_available: bool | None = None
-    lightning_enabled: bool = False
-    caches: dict[str, dict[str, int]] = field(default_factory=dict)
-    retry_after: float | None = FIRST_RETRY
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +48,26 @@ def cuda_is_available() -> bool:
     return torch.cuda.is_available()
 
 
+def device_memory() -> int:
+    from pipelines.device import memory_bytes, pick_device
+
+    return memory_bytes(pick_device())
+
+
+def find_on_disk(spec: PipelineSpec, options: ModelOptions, report: Report) -> "Found":
+    from pipelines.checkpoint import find
+
+    return find(spec, options, report)
+
+
 class ModelManager:
     """The ``acquire`` that the mux is handed.
 
+    Nothing in use is evicted, because the mux calls ``acquire`` only while no rows are in memory.
+
     clock: monotonic seconds. has_gpu: asked when a row needs a GPU, and once for the status.
+    device_bytes: what there is for weights where ``memory_bytes`` names no less.
+    find: fetches a row's checkpoint and says where it is and what it holds.
     """
 
     def __init__(
@@ -68,34 +77,37 @@ class ModelManager:
         *,
         clock: Callable[[], float] = time.monotonic,
         has_gpu: Callable[[], bool] = cuda_is_available,
+        device_bytes: Callable[[], int] = device_memory,
+        find: Find = find_on_disk,
     ) -> None:
         self._catalog = catalog
         self._options = options
         self._clock = clock
         self._has_gpu = has_gpu
-        self._loaded: OrderedDict[str, LoadedPipeline] = OrderedDict()
+        self._device_bytes = device_bytes
+        self._find = find
+        self._loaded = Residency(options.max_models)
+        self._measured: dict[str, int] = {}  # bytes of models that were loaded before
         self._failures: dict[str, _Failure] = {}
         self._status = ModelStatus()
 
     def acquire(self, name: str) -> LoadedPipeline:
-        """The loaded pipeline of a name or alias; loads it, and evicts another, when it must.
+        """The loaded pipeline of a name or alias; loads it, and evicts others, when it must.
 
         Raises ``RequestError`` ``model_not_found``, ``DeviceLost``, and ``CapacityError`` ``not_ready`` when
         it cannot be loaded. A failure is answered from memory until its back-off is over: 5 s, doubling to
         120 s.
         """
         spec = self._catalog.get(name)
-        pipeline = self._loaded.get(spec.name)
-        if pipeline is None:
+        if spec.name not in self._loaded:
             self._refuse_while_backing_off(spec.name)
             try:
-                pipeline = self._load(spec)
+                self._load(spec)
             except DeviceLost:
                 raise  # nothing will load in this process again
             except Exception as error:
                 raise self._remember(spec.name, error) from error
-        self._loaded.move_to_end(spec.name)
-        return pipeline
+        return self._loaded[spec.name]
 
     def status(self) -> ModelStatus:
         """A snapshot; the cache counters in it are of this moment.
@@ -114,29 +126,61 @@ class ModelManager:
                 status = replace(status, retry_after=failure.retry_at - self._clock())
         return replace(status, caches={name: dict(counts) for name, counts in status.caches.items()})
 
-    def _load(self, spec: PipelineSpec) -> LoadedPipeline:
-        self._publish("loading", f"{spec.name} is loading: importing libraries")
+    def _load(self, spec: PipelineSpec) -> None:
+        started = self._clock()
+        progress = LoadProgress(spec.name, self._clock, self._publish_loading)
         with undisturbed():
             available = self._has_gpu()
             self._status = replace(self._status, gpu_available=available)
             if spec.needs_gpu and not available:
                 raise _no_gpu(spec.name)
             load = _factory(spec)
-        while len(self._loaded) >= self._options.max_models:
-            evicted, _ = self._loaded.popitem(last=False)
-            self._publish("loading", f"{spec.name} is loading: {evicted} makes room for it")
-            _free_memory()
+        options = self._options_for(spec)
+        rehearsal = warm_up.requests(spec, options)
+        self._loaded.budget = self._budget()
+        progress.files()
+        found = self._find(spec, options, progress)
+        expected = expected_bytes(
+            {name: part.weights for name, part in found.parts.items()},
+            options.precision,
+            options.tuning,
+            gpu=available,
+        )
+        self._make_room(spec.name, self._measured.get(spec.name, expected))
+        progress.weights(sum(part.nbytes for part in found.parts.values()))
 
-        pipeline = load(spec, self._options_for(spec), _Announcer(spec.name, self._publish))
-        self._loaded[spec.name] = pipeline
+        pipeline = load(spec, replace(options, checkpoint=found.folder), progress)
+        warm_up.run(pipeline, rehearsal, progress)
+        self._measured[spec.name] = held(pipeline)
+        self._make_room(spec.name, held(pipeline))
+        self._loaded.add(spec.name, pipeline)
         self._failures.pop(spec.name, None)
         self._publish("ready", f"{spec.name} is loaded: {pipeline.precision}")
-        return pipeline
+        weights, seconds = pipeline.weights, self._clock() - started
+        log.info(
+            "%s is loaded: %.2f GB, mostly %s, in %.1f s",
+            *(spec.name, weights.nbytes / 1e9, weights.precision, seconds),
+        )
+
+    def _make_room(self, name: str, nbytes: int) -> None:
+        """Raises ``CapacityError`` before anything leaves when ``name`` does not fit at all."""
+        for leaving in self._loaded.leaving_for(name, nbytes):
+            self._loaded.drop(leaving)
+            self._publish("loading", f"{name} is loading: {leaving} makes room for it")
+            log.info("%s makes room for %s", leaving, name)
+            # Imports freeze what is alive, a loaded model with it: in a cycle it would never be found again.
+            gc.unfreeze()
+            _free_memory()
+            gc.freeze()
+
+    def _budget(self) -> Budget:
+        there, chosen = self._device_bytes(), self._options.memory_bytes
+        return Budget(there, False) if chosen is None or chosen > there else Budget(chosen, True)
 
     def _options_for(self, spec: PipelineSpec) -> ModelOptions:
         if spec is self._catalog.default:
             return self._options
-        return replace(self._options, model_dir=None)
+        return replace(self._options, model_dir=None, revision=None, warm_up=())
 
     def _refuse_while_backing_off(self, name: str) -> None:
         failure = self._failures.get(name)
@@ -158,18 +202,19 @@ class ModelManager:
         self._publish("ready" if still_serving else "failed", answer.message)
         return answer
 
-    def _publish(self, state: str, detail: str) -> None:
-        default = self._loaded.get(self._catalog.default.name)
+    def _publish_loading(self, detail: str, loading: Loading) -> None:
+        self._publish("loading", detail, loading)
+
+    def _publish(self, state: str, detail: str, loading: Loading | None = None) -> None:
+        default = self._loaded.peek(self._catalog.default.name)
         self._status = ModelStatus(
             state=state,
             detail=detail,
             gpu_available=self._status.gpu_available,
             lightning_enabled=default is not None and default.lightning_enabled,
-            caches={
-                f"{name}.{cache}": counts
-                for name, pipeline in self._loaded.items()
-                for cache, counts in pipeline.caches.items()
-            },
+            caches=self._loaded.caches,
+            loading=loading,
+            models=self._loaded.models,
         )
 
 
@@ -180,18 +225,6 @@ def model_options(
     return ModelOptions(
         precision=Precision(**precision), lightning=Lightning(**lightning), tuning=Tuning(**tuning), **rest
     )
-
-
-class _Announcer:
-    """The ``Report`` of one load, as sentences."""
-
-    def __init__(self, name: str, publish: Callable[[str, str], None]) -> None:
-        self._name, self._publish = name, publish
-
-    def stage(self, name: str, number: int, total: int) -> None:
-        self._publish("loading", f"{self._name} is loading: {name} ({number} of {total})")
-
-    def bytes(self, done: int, total: int) -> None: ...
 
 
 def _factory(spec: PipelineSpec) -> Factory:
@@ -245,3 +278,7 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        # glibc keeps what was freed below its top; after a model of gigabytes that is most of it.
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

@@ -64,6 +64,7 @@ class ModelOptions:
     revision: commit, tag or branch of the default model's repository, in place of its row's.
     token: for gated or private repositories of the model hub.
     cache_dir: where built-in checkpoints are written.
+    checkpoint: the folder that was found for this load already, so that the hub is asked only once.
     memory_bytes: of the device, for all loaded models together; None is all there is.
     condition_cache_bytes: per loaded model; 0 is off.
     adapters: LoRAs that a request may ask for: id to a file's path, or ``owner/name/file.safetensors``.
@@ -76,6 +77,7 @@ class ModelOptions:
     local_only: bool = False
     token: str | None = field(default=None, repr=False)
     cache_dir: Path = Path("~/.cache/batchmux")
+    checkpoint: Path | None = None
     max_models: int = 1
     memory_bytes: int | None = None
     condition_cache_bytes: int = 256 * 2**20
@@ -99,11 +101,25 @@ class Report(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a loaded model's parameters and buffers take on its device, and the format of most of them."""
+
+    nbytes: int = 0
+    precision: str = "none"
+
+
 class LoadedPipeline(Pipeline[Any], Protocol):
     """What a factory gives back: a pipeline and what health reports of it."""
 
     lightning_enabled: bool
     precision: str  # how its weights are held and multiplied, and why: a sentence
+
+    @property
+    def weights(self) -> Weights:
+        """As ``pipelines.device.weigh`` finds them; asked for when all is in place."""
+        ...
+
     caches: Mapping[str, dict[str, int]]  # counters by cache; holds no tensor
 
 

@@ -5,8 +5,9 @@ with ``__call__`` of diffusers' ``pipeline_qwenimage_edit_plus.py`` (``pipeline_
 first release, ``pipeline_qwenimage.py`` for a text alone), row by row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from core.spec import PipelineSpec
 from pipelines.adapters import AdapterSet, Lease
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
-from pipelines.device import device_errors, finish
-from pipelines.options import ModelOptions, Report
+from pipelines.device import device_errors, finish, weigh
+from pipelines.options import ModelOptions, Report, Weights
 from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder, Conditions
 from pipelines.qwen_inpaint import Region, read_region
 from pipelines.qwen_loading import Components, load_components
@@ -112,7 +113,16 @@ class QwenImageEdit:
             device=parts.device,
         )
         self.lightning_enabled = parts.lightning
-        self.caches = {**cache.counts, "steps": self._reuses, "loras": self._adapters.counts}
+        self.caches: Mapping[str, dict[str, int]] = {
+            **cache.counts,
+            "steps": self._reuses,
+            "loras": self._adapters.counts,
+        }
+
+    @cached_property
+    def weights(self) -> Weights:
+        parts = self._parts
+        return weigh(parts.device, parts.transformer, parts.vae, parts.text_encoder)
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[EditState]:

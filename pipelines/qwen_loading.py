@@ -1,6 +1,8 @@
 """Reads a checkpoint of the Qwen-Image family, one component after another."""
 
+import weakref
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,7 @@ def load_components(
         )
         text_encoder = loader.model(Qwen2_5_VLForConditionalGeneration, "text_encoder", role="text")
         transformer = loader.model(QwenImageTransformer2DModel, "transformer", role="denoiser")
+        keep_tables(transformer.pos_embed)
         vae = loader.model(AutoencoderKLQwenImage, "vae", role="vae")
     return Components(
         transformer=transformer,
@@ -92,6 +95,17 @@ def load_components(
         precision=loader.precision,
         lightning=bool(loader.fused),
     )
+
+
+def keep_tables(rope: Any) -> None:
+    """Keep the rotary tables of a transformer with it alone.
+
+    diffusers remembers them in caches of the class, by instance, on host and device: those of every model
+    that was ever loaded would stay.
+    """
+    for name in ("_get_device_freqs", "_compute_video_freqs"):
+        plain = getattr(type(rope), name).__wrapped__
+        setattr(rope, name, lru_cache(128)(partial(plain, weakref.proxy(rope))))
 
 
 def read_processor(folder: Path) -> PictureTextProcessor:

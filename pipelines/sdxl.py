@@ -5,8 +5,9 @@ Each row has its own prompt, picture, mask, seed, solver, guidance and place in 
 row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from core.spec import PipelineSpec
 from pipelines.adapters import AdapterSet, Lease
 from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import pad, require_finite
-from pipelines.device import device_errors, finish
-from pipelines.options import ModelOptions, Report
+from pipelines.device import device_errors, finish, weigh
+from pipelines.options import ModelOptions, Report, Weights
 from pipelines.sdxl_loading import Components, load_components
 from pipelines.sdxl_solvers import RowSolver
 from pipelines.sdxl_starts import MOMENTS, Kept, Starter
@@ -90,7 +91,12 @@ class StableDiffusionXL:
             device=parts.device,
         )
         self.lightning_enabled = parts.lightning
-        self.caches = {**cache.counts, "loras": self._adapters.counts}
+        self.caches: Mapping[str, dict[str, int]] = {**cache.counts, "loras": self._adapters.counts}
+
+    @cached_property
+    def weights(self) -> Weights:
+        parts = self._parts
+        return weigh(parts.device, parts.unet, parts.vae, *(model for _, model in parts.encoders))
 
     @torch.inference_mode()
     def prepare(self, requests: Sequence[InferenceRequest]) -> list[PictureState]:

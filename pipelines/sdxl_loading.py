@@ -57,7 +57,7 @@ def load_components(spec: PipelineSpec, options: ModelOptions, report: Report) -
             (first, loader.model(CLIPTextModel, "text_encoder", role="text")),
             (second, loader.model(CLIPTextModelWithProjection, "text_encoder_2", role="text")),
         )
-        weights = None if spec.denoiser is None else find_file(spec.denoiser, options)
+        weights = None if spec.denoiser is None else find_file(spec.denoiser, options, report)
         unet = loader.model(UNet2DConditionModel, "unet", role="denoiser", weights=weights)
         if spec.lightning_lora is not None and spec.lightning_lora not in loader.fused:
             raise CapacityError(

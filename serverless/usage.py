@@ -1,4 +1,7 @@
-"""The command line: ``--help`` with every setting, ``--check``, ``--test_input``; the SDK keeps its own."""
+"""The command line: ``--help`` with every setting, ``--check``, ``--test_input``, ``download``.
+
+Options of the SDK are left to it.
+"""
 
 import argparse
 import textwrap
@@ -17,16 +20,19 @@ class Command:
 
     test_input: a file's name or inline JSON.
     for_sdk:    options of the SDK's own were given.
-    serving:    neither a check nor a test: take jobs or serve HTTP.
+    models:     names of those to download, or with ``verify`` to read again.
+    serving:    none of these: take jobs or serve HTTP.
     """
 
     check: bool = False
+    models: tuple[str, ...] = ()
+    verify: bool = False
     test_input: str | None = None
     for_sdk: bool = False
 
     @property
     def serving(self) -> bool:
-        return not self.check and self.test_input is None
+        return not self.check and not self.models and self.test_input is None
 
 
 def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) -> Command:
@@ -34,12 +40,14 @@ def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) ->
 
     settings: (variable, default, description) of each.
     """
+    if arguments[:1] == ["download"]:
+        return _parse_download(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python handler.py",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Makes and edits images. On RunPod it takes jobs; with STANDALONE_MODE=1 it serves HTTP; "
-        "elsewhere it runs one test job.",
+        "elsewhere it runs one test job. `download MODEL…` fetches models ahead.",
         epilog=f"settings (environment variables, also read from .env):\n\n{table(settings)}",
     )
     parser.add_argument(
@@ -55,6 +63,21 @@ def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) ->
     for_sdk = any(argument.startswith(_SDK_PREFIX) for argument in arguments)
     known = parser.parse_known_args(arguments)[0] if for_sdk else parser.parse_args(arguments)
     return Command(check=known.check, test_input=known.test_input, for_sdk=for_sdk)
+
+
+def _parse_download(arguments: Sequence[str]) -> Command:
+    parser = argparse.ArgumentParser(
+        prog="python handler.py download",
+        allow_abbrev=False,
+        description="Fetches models into HF_HOME, for an image or a volume, and checks every file against "
+        "the hub's checksums. What was interrupted goes on where it stopped.",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="registry name, hub id or alias")
+    parser.add_argument(
+        "--verify", action="store_true", help="fetch nothing; read what is there again and compare"
+    )
+    known = parser.parse_args(arguments)
+    return Command(models=tuple(known.models), verify=known.verify)
 
 
 def table(settings: Iterable[tuple[str, str, str]], width: int = 100) -> str:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "serverless": {"core", "api", "settings", "serverless"},
     "handler": {
         *("settings", "core", "batching", "api", "serverless"),
-        *("pipelines.registry", "pipelines.manager"),
+        *("pipelines.registry", "pipelines.manager", "pipelines.download"),
     },
     "gateway": {"core", "api", "settings", "gateway"},
 }

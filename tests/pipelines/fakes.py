@@ -8,7 +8,9 @@ from typing import Any
 
 from core.errors import DeviceLost, OutOfDeviceMemory
 from core.spec import PipelineSpec
-from pipelines.options import ModelOptions, Report
+from pipelines.checkpoint import Found
+from pipelines.options import ModelOptions, Report, Weights
+from pipelines.shards import Part
 
 
 class FakePipeline:
@@ -19,6 +21,7 @@ class FakePipeline:
 
     def __init__(self, spec: PipelineSpec, options: ModelOptions) -> None:
         self.spec, self.options = spec, options
+        self.weights = Weights(nbytes(spec), "fp32")
         self.caches: Mapping[str, dict[str, int]] = {"prompts": {"hits": 0}}
 
     def prepare(self, requests: Sequence[Any]) -> list[Any]:
@@ -29,6 +32,21 @@ class FakePipeline:
 
     def decode(self, states: Sequence[Any]) -> list[Any]:
         raise NotImplementedError
+
+
+def find(spec: PipelineSpec, options: ModelOptions, report: Report) -> Found:
+    """Files that promise just what the model will take, at 4 bytes to a weight."""
+    return Found(Path("nowhere"), {"transformer": Part(nbytes(spec) // 4, nbytes(spec))})
+
+
+def find_half(spec: PipelineSpec, options: ModelOptions, report: Report) -> Found:
+    """Files that promise half of it."""
+    return Found(Path("nowhere"), {"transformer": Part(nbytes(spec) // 8, nbytes(spec) // 2)})
+
+
+def nbytes(spec: PipelineSpec) -> int:
+    """What a model takes: its row's ``vram_gb``."""
+    return round((spec.vram_gb or 0) * 1e9)
 
 
 class Gate:
@@ -63,19 +81,20 @@ def load_on_lost_device(spec: PipelineSpec, options: ModelOptions, report: Repor
 def load_through_gate(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipeline:
     gate = GATES[spec.source]
     report.stage("transformer", 2, 3)
+    report.bytes(nbytes(spec) // 4, nbytes(spec))
     gate.reached.set()
     assert gate.opened.wait(10)
     return FakePipeline(spec, options)
 
 
-class Weights:
+class Tensors:
     """Stands for gigabytes of a component that was read before the load failed."""
 
 
-READ: list["weakref.ref[Weights]"] = []
+READ: list["weakref.ref[Tensors]"] = []
 
 
 def load_half(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipeline:
-    half = Weights()
+    half = Tensors()
     READ.append(weakref.ref(half))
     raise OSError("the second file is damaged")

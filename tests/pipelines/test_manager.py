@@ -34,6 +34,8 @@ def manager(*specs: PipelineSpec, max_models: int = 1, clock: Clock | None = Non
         ModelOptions(max_models=max_models, model_dir=Path("given")),
         clock=clock or Clock(),
         has_gpu=lambda: False,
+        device_bytes=lambda: 10**12,
+        find=fakes.find,
     )
 
 
@@ -158,16 +160,21 @@ def test_a_load_that_cannot_succeed_evicts_nothing() -> None:
 def test_loading_can_be_watched_from_another_thread() -> None:
     """Health says which component is being read while the device thread reads it."""
     gate = fakes.GATES["builtin:gated"] = fakes.Gate()
-    models = manager(replace(ROW, factory="tests.pipelines.fakes:load_through_gate", source="builtin:gated"))
+    models = manager(
+        replace(ROW, factory="tests.pipelines.fakes:load_through_gate", source="builtin:gated", vram_gb=8)
+    )
     assert models.status().state == "idle"
     loader = threading.Thread(target=models.acquire, args=("one",))
     loader.start()
     assert gate.reached.wait(10)
     assert models.status().state == "loading"
-    assert "transformer (2 of 3)" in models.status().detail
+    assert "transformer (2 of 3), 25 % (2.0 of 8.0 GB)" in models.status().detail
+    loading = models.status().loading
+    assert loading is not None
+    assert (loading.stage, loading.bytes_done, loading.percent) == ("transformer", 2 * 10**9, 25)
     gate.opened.set()
     loader.join(10)
-    assert models.status().state == "ready"
+    assert (models.status().state, models.status().loading) == ("ready", None)
 
 
 def test_model_dir_is_the_default_models_alone() -> None:

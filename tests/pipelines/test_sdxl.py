@@ -201,7 +201,7 @@ def test_a_denoiser_that_does_not_fit_is_never_run(
     fault: Callable[[dict[str, torch.Tensor]], None], baked: ModelOptions, lightning: PipelineSpec
 ) -> None:
     """Half of a file applied would paint something, and call it Lightning."""
-    file = find_file(lightning.denoiser or "", baked)
+    file = find_file(lightning.denoiser or "", baked, Silent())
     weights = load_file(file)
     fault(weights)
     save_file(weights, file)
@@ -215,7 +215,7 @@ def test_a_denoiser_that_is_nowhere_is_named(baked: ModelOptions, lightning: Pip
     with pytest.raises(CapacityError, match=r"sdxl_lightning_2step_unet.*LORA_DIR"):
         load(row, baked, Silent())
     with pytest.raises(ValueError, match="safetensors"):
-        find_file("owner/name/weights.ckpt", baked)
+        find_file("owner/name/weights.ckpt", baked, Silent())
 
 
 def test_a_lora_that_cannot_be_had_stops_the_load(baked: ModelOptions, lightning: PipelineSpec) -> None:

@@ -12,6 +12,7 @@ from core.errors import DeviceLost
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
 from core.spec import PipelineSpec
+from pipelines.options import Weights
 
 POISON = "poison"  # a prompt with which the row's step raises
 NOISE = "noise"  # a prompt whose picture no format makes small
@@ -85,6 +86,7 @@ class PaintingPipeline:
     def __init__(self, step_seconds: float, lost: str = LOST) -> None:
         self.lightning_enabled = False
         self.precision = "none, it paints"
+        self.weights = Weights()
         self.caches: dict[str, dict[str, int]] = {}
         self.forwards: list[tuple[float, int]] = []
         self._step_seconds = step_seconds

@@ -16,6 +16,8 @@ ROWS = [("BATCH_SIZE", "4", "most requests in one forward"), ("HF_TOKEN", "", "t
         (["--test_input"], Command(test_input="test_input.json")),
         (["--test_input", "job.json"], Command(test_input="job.json")),
         (["--test_input", '{"input": {}}'], Command(test_input='{"input": {}}')),
+        (["download", "sdxl-turbo", "pocket-edit"], Command(models=("sdxl-turbo", "pocket-edit"))),
+        (["download", "--verify", "sdxl-turbo"], Command(models=("sdxl-turbo",), verify=True)),
         (["--rp_serve_api", "--rp_api_port", "8001"], Command(for_sdk=True)),
         (["--rp_log_level", "ERROR", "--test_input"], Command(test_input="test_input.json", for_sdk=True)),
     ],
@@ -31,6 +33,14 @@ def test_a_misspelt_option_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         parse(["--chekc"], ROWS)
     assert caught.value.code == 2
     assert "--chekc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["download"], ["download", "--chekc", "pocket-edit"]])
+def test_a_download_of_nothing_is_refused(arguments: list[str]) -> None:
+    """It must not start a worker instead."""
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments, ROWS)
+    assert caught.value.code == 2
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,13 @@ import json
 import logging
 import sys
 import threading
+from pathlib import Path
 
 import handler
 import settings
 from core.errors import CapacityError
 from core.spec import PipelineSpec
+from pipelines.checkpoint import Found
 from pipelines.manager import ModelManager
 from pipelines.options import ModelOptions, Report
 from tests.serverless.edits import job
@@ -40,7 +42,13 @@ if __name__ == "__main__":
 
         rp_scale.JobScaler.is_alive = lambda self, now=None: not self._shutdown_event.is_set()
     logging.basicConfig(level="INFO", format="%(levelname)-7s| %(name)s | %(message)s")
-    manager = ModelManager(CATALOG, ModelOptions(), has_gpu=lambda: False)
+    manager = ModelManager(
+        CATALOG,
+        ModelOptions(),
+        has_gpu=lambda: False,
+        device_bytes=lambda: 2**40,
+        find=lambda spec, options, report: Found(Path("nowhere"), {}),
+    )
     local = {
         "local": job("local", LOST),
         "from-text": {"input": {"prompt": "a house", "model": "imagining", "width": 80, "height": 48}},

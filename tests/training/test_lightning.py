@@ -1,27 +1,31 @@
 """The Lightning LoRA's file is one that the family's own loader reads whole."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import QwenImageEditPlusPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from pipelines.lightning import fuse
+from pipelines.lora_files import find
 from pipelines.options import ModelOptions
 from pipelines.pocket import architecture
 from pipelines.pocket.builder import build
+from pipelines.pocket.folder import WEIGHTS
 from pipelines.qwen_loading import read_processor
-from training.editor import LORA, Editor, fuse
+from training.editor import Editor
 from training.lightning import ALPHA, RANK, adapt, layout
 from training.transformer import velocity
 
+LORA = WEIGHTS / "lightning-4steps.safetensors"
 PER_BLOCK = 12
 LAYERS = PER_BLOCK * architecture.TRANSFORMER["num_layers"]
 
 
-def test_the_file_fuses_to_what_was_trained() -> None:
+def test_the_file_fuses_to_what_was_trained(tmp_path: Path) -> None:
     """Alpha counts: a reader that forgets it doubles the change."""
     torch.manual_seed(0)
     trained = QwenImageTransformer2DModel(**(architecture.TRANSFORMER | {"num_layers": 1}))
@@ -35,9 +39,10 @@ def test_the_file_fuses_to_what_was_trained() -> None:
         adapter.down.data = adapter.down.data.bfloat16().float()
     texts = (torch.randn(1, 5, 64), torch.ones(1, 5, dtype=torch.bool))
     inputs = (torch.randn(1, 16, 64), torch.tensor([0.5]), (torch.randn(1, 16, 64),), texts, (4, 4))
+    save_file(layout(adapters), tmp_path / "lora.safetensors")
     with torch.no_grad():
         wanted, plain = velocity(trained, *inputs), velocity(fresh, *inputs)
-        fuse(fresh, layout(adapters))
+        fuse(fresh, find(str(tmp_path / "lora.safetensors"), ModelOptions()))
         fused = velocity(fresh, *inputs)
     assert (plain - wanted).abs().max() > 0.01  # the change is there to be seen
     assert torch.allclose(fused, wanted, atol=1e-4)
@@ -93,12 +98,3 @@ def test_worker_and_stock_fuse_to_the_same_weights(stock: Any, fused: Editor) ->
     stock.unload_lora_weights()
     ours = fused._pipeline._parts.transformer.state_dict()
     assert all(torch.equal(weight, ours[name]) for name, weight in stock.transformer.state_dict().items())
-
-
-def test_a_lora_of_no_layer_is_refused() -> None:
-    """Without alpha keys the loader takes nothing and stays silent."""
-    model = QwenImageTransformer2DModel(**architecture.TRANSFORMER)
-    nameless = {name: weight for name, weight in load_file(LORA).items() if not name.endswith(".alpha")}
-    assert not any("lora_A" in name for name in QwenImageLoraLoaderMixin.lora_state_dict(dict(nameless)))
-    with pytest.raises(ValueError, match="0 of the LoRA's"):
-        fuse(model, nameless)

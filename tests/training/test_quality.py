@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.options import ModelOptions
+from pipelines.options import EightBit, ModelOptions, Precision
 from training.bars import EACH, GAIN
 from training.editor import Editor
 from training.evaluate import each_psnr, mean, perform
@@ -70,12 +70,12 @@ def test_lightning_helps_at_two_steps(
     assert quality(fused, photos, steps=2) > without
 
 
-@pytest.mark.xfail(strict=True, reason="there are no 8-bit weights yet")
+@pytest.mark.parametrize("scheme", ["bitsandbytes", "torchao-int8"])
 def test_8_bit_weights_cost_at_most_half_a_decibel(
-    editor: Editor, options: ModelOptions, photos: Tensor
+    scheme: EightBit, editor: Editor, options: ModelOptions, photos: Tensor
 ) -> None:
     """The saving must not show in pictures."""
-    eight = Editor(options=replace(options, precision="8bit"))  # type: ignore[arg-type]
-    kinds = {weight.dtype for weight in eight._pipeline._parts.transformer.parameters()}
-    assert kinds & {torch.int8, torch.float8_e4m3fn}, "the weights are not of 8 bits"
+    eight = Editor(options=replace(options, precision=Precision(mode="8bit", eight_bit=scheme)))
+    weights = [getattr(module, "weight", None) for module in eight._pipeline._parts.transformer.modules()]
+    assert sum(type(weight).__name__ in ("Int8Params", "Int8Tensor") for weight in weights) > 50
     assert quality(eight, photos) > quality(editor, photos) - 0.5
