@@ -87,6 +87,7 @@ class Modes:
         on_listening: starts what would only slow the start down, once connections are accepted.
         """
         from api.app import ApiOptions, create_app
+        from api.files import FileOptions, FileStore
         from api.server import ServerOptions, serve
 
         settings = self.settings
@@ -108,6 +109,14 @@ class Modes:
             ),
             intake=self.intake,
             admit=admit,
+            files=FileStore(
+                FileOptions(
+                    folder=settings.data_dir,
+                    base_url=settings.base_url,
+                    keep_seconds=settings.keep_files_hours * 3600,
+                    keep_bytes=int(settings.keep_files_gb * 10**9),
+                )
+            ),
         )
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds
