@@ -7,7 +7,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from api import file_route, flat_route, probes
+from api import file_route, flat_route, openai_images, openai_models, probes
 from api.dialect import ApiOptions, Endpoint, Services
 from api.exchange import request_id
 from api.files import FileStore
@@ -52,6 +52,8 @@ def create_app(
     for endpoint in (
         *flat_route.endpoints(services),
         *file_route.endpoints(services),
+        *openai_images.endpoints(services),
+        *openai_models.endpoints(services),
         *probes.endpoints(services),
     ):
         _add(app, endpoint)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +29,7 @@ class ApiOptions:
     body_seconds: float = 30.0
     body_stall_seconds: float = 5.0
     output_format: ImageFormat = "png"
+    images_response_format: Literal["b64_json", "url"] = "b64_json"
     timeout: float | None = 600.0
 
 

@@ -105,6 +105,7 @@ class Modes:
             ApiOptions(
                 max_body_bytes=settings.max_body_mb * MIB,
                 output_format=settings.output_format,
+                images_response_format=settings.images_default_response_format,
                 timeout=settings.request_timeout_seconds,
             ),
             intake=self.intake,

@@ -28,7 +28,7 @@ from api.server import ServerOptions, make_server
 from core.catalog import Catalog
 from core.errors import ServingError
 from core.request import Image, InferenceRequest, Task
-from core.result import InferenceResult, OnProgress
+from core.result import InferenceResult, OnProgress, Progress
 from core.service import Health
 from core.spec import PipelineSpec
 
@@ -92,6 +92,10 @@ class Painter:
         except asyncio.CancelledError:
             self.cancelled.put(request.id)
             raise
+        for step in range(request.previews if on_progress else 0):
+            small = Image(pixels=paint(request.seed + step) * 4, width=2, height=2)
+            assert on_progress is not None
+            on_progress(Progress(state="running", step=step + 1, steps=request.steps, preview=small))
         if self.fault is not None:
             raise self.fault
         width, height = request.canvas
