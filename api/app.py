@@ -7,9 +7,10 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from api import flat_route, probes
+from api import file_route, flat_route, openai_images, openai_models, probes
 from api.dialect import ApiOptions, Endpoint, Services
 from api.exchange import request_id
+from api.files import FileStore
 from api.flat import refuse
 from api.intake import ImageIntake
 from core.catalog import Catalog
@@ -28,6 +29,7 @@ def create_app(
     *,
     intake: ImageIntake,
     admit: Admit,
+    files: FileStore,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
@@ -44,9 +46,16 @@ def create_app(
         options=options,
         intake=intake,
         admit=admit,
+        files=files,
         progress=progress,
     )
-    for endpoint in (*flat_route.endpoints(services), *probes.endpoints(services)):
+    for endpoint in (
+        *flat_route.endpoints(services),
+        *file_route.endpoints(services),
+        *openai_images.endpoints(services),
+        *openai_models.endpoints(services),
+        *probes.endpoints(services),
+    ):
         _add(app, endpoint)
     return app
 

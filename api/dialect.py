@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.files import FileStore
 from api.images import ImageFormat
 from api.intake import ImageIntake
 from api.stream import Event
@@ -28,6 +29,7 @@ class ApiOptions:
     body_seconds: float = 30.0
     body_stall_seconds: float = 5.0
     output_format: ImageFormat = "png"
+    images_response_format: Literal["b64_json", "url"] = "b64_json"
     timeout: float | None = 600.0
 
 
@@ -41,6 +43,7 @@ class Services:
     options: ApiOptions
     intake: ImageIntake
     admit: Admit
+    files: FileStore
     progress: Callable[[str], Progress | None] = lambda job_id: None
 
 
@@ -50,6 +53,7 @@ class Arrival:
 
     id: of the job, 16 hex digits. shown_id: the caller's own id where it sent a harmless one, else ``id``.
     started: by the monotonic clock. Header names are lower-case.
+    origin: ``scheme://host`` by which the caller reached us, as far as can be told from here.
     """
 
     id: str
@@ -59,6 +63,7 @@ class Arrival:
     headers: Mapping[str, str]
     path_params: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

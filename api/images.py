@@ -7,6 +7,7 @@ never on the event loop or the device thread.
 import hashlib
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -61,6 +62,21 @@ def decode(data: bytes, limits: ImageLimits) -> Image:
     The bytes decide the format; nobody's declaration is asked. Raises ``RequestError``:
     ``image_too_large`` (from the header alone, before any pixel is decoded) or ``invalid_image``.
     """
+    return _read(data, limits, _eight_bit_rgb, hashlib.sha256(data).hexdigest())
+
+
+def decode_mask(data: bytes, limits: ImageLimits) -> Image:
+    """White where the first frame is transparent, black where it is opaque; without alpha, as ``decode``.
+
+    Raises as ``decode``, and ``RequestError`` ``invalid_parameter`` for one that is opaque all over.
+    """
+    # Another name than the same file's has as a picture.
+    return _read(data, limits, _clear_is_white, hashlib.sha256(b"mask:" + data).hexdigest())
+
+
+def _read(
+    data: bytes, limits: ImageLimits, convert: Callable[[Pillow.Image], Pillow.Image], digest: str
+) -> Image:
     if len(data) > limits.max_bytes:
         raise too_many_bytes(limits)
     try:
@@ -78,7 +94,7 @@ def decode(data: bytes, limits: ImageLimits) -> Image:
                 raise RequestError("invalid_image", f"a JPEG of over {_JPEG_SCANS} scans is not accepted")
             picture.load()
             upright = _upright(picture)
-            pixels = _eight_bit_rgb(upright).tobytes()
+            pixels = convert(upright).tobytes()
     except RequestError:
         raise
     except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError):
@@ -94,7 +110,7 @@ def decode(data: bytes, limits: ImageLimits) -> Image:
         pixels=pixels,
         width=upright.width,
         height=upright.height,
-        digest=hashlib.sha256(data).hexdigest(),
+        digest=digest,
     )
 
 
@@ -122,12 +138,28 @@ def _eight_bit_rgb(picture: Pillow.Image) -> Pillow.Image:
         raise RequestError(
             "invalid_image", "images with 32 bits per channel are not supported; save it with 8 or 16"
         )
-    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    if _has_alpha(picture):
         clear = picture.convert("RGBA")
         shown = Pillow.new("RGB", clear.size, "white")
         shown.paste(clear, mask=clear.getchannel("A"))  # alpha_composite would not let go of the GIL
         return shown
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _clear_is_white(picture: Pillow.Image) -> Pillow.Image:
+    if not _has_alpha(picture):
+        return _eight_bit_rgb(picture)
+    alpha = picture.convert("RGBA").getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        raise RequestError(
+            "invalid_parameter",
+            "the mask is opaque all over; make it transparent where the picture is to be painted anew",
+        )
+    return alpha.point(range(255, -1, -1)).convert("RGB")
+
+
+def _has_alpha(picture: Pillow.Image) -> bool:
+    return "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def _from_sixteen_bit(picture: Pillow.Image) -> Pillow.Image:
@@ -142,8 +174,11 @@ def _from_sixteen_bit(picture: Pillow.Image) -> Pillow.Image:
     return Pillow.fromarray(grey).convert("RGB")
 
 
-def encode(image: Image, image_format: ImageFormat, size: Size) -> bytes:
-    """An image file of exactly ``size``; Lanczos where the picture has another size."""
+def encode(image: Image, image_format: ImageFormat, size: Size, quality: int | None = None) -> bytes:
+    """An image file of exactly ``size``; Lanczos where the picture has another size.
+
+    quality: of JPEG and WebP, 0 to 100; None is ours.
+    """
     pixels = image.pixels  # and no other ``Image``: it would hash what nobody looks up
     if image.size != size:
         pixels = _pillow(pixels, image.size).resize(size, Pillow.Resampling.LANCZOS).tobytes()
@@ -151,10 +186,10 @@ def encode(image: Image, image_format: ImageFormat, size: Size) -> bytes:
         case "png":
             return _png(pixels, size)
         case "jpeg":
-            return _save(pixels, size, "JPEG", quality=95)
+            return _save(pixels, size, "JPEG", quality=95 if quality is None else max(1, quality))
         case "webp":
             # On photographs method 0 takes a third of the time of Pillow's default (4) at equal size.
-            return _save(pixels, size, "WEBP", quality=90, method=0)
+            return _save(pixels, size, "WEBP", quality=90 if quality is None else quality, method=0)
 
 
 def _pillow(pixels: bytes, size: Size) -> Pillow.Image:

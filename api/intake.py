@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol, TypeGuard
@@ -14,7 +14,7 @@ from api.body import LongText
 from api.budget import ByteBudget, Lease
 from api.codec import Codec
 from api.fetch import GuardedFetch
-from api.images import ImageFormat, ImageLimits, decode, encode, too_many_bytes
+from api.images import ImageFormat, ImageLimits, decode, decode_mask, encode, too_many_bytes
 from core.errors import RequestError
 from core.request import Image, Size
 
@@ -36,10 +36,12 @@ class ImageSource:
 
     content: an http(s) URL, a data URI or base64 text; or the file's bytes.
     param:   the request's field, for errors.
+    transparent: a mask whose clear parts, where it has any, are what is painted anew.
     """
 
     content: str | LongText | bytes
     param: str
+    transparent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,15 +99,17 @@ class ImageIntake:
                 sources = await self._fetched(sources, lease)
             return await self.codec.admit(partial(_decode_all, sources, self.limits))
 
-    async def encode(self, image: Image, image_format: ImageFormat, size: Size) -> bytes:
-        return await self.codec.finish(partial(encode, image, image_format, size))
+    async def encode(
+        self, image: Image, image_format: ImageFormat, size: Size, quality: int | None = None
+    ) -> bytes:
+        return await self.codec.finish(partial(encode, image, image_format, size, quality))
 
     async def _fetched(self, sources: Sequence[ImageSource], lease: Lease) -> list[ImageSource]:
         async def one(source: ImageSource) -> ImageSource:
             if not _is_url(source.content):
                 return source
             try:
-                return ImageSource(await self._fetch(source.content, lease), source.param)
+                return replace(source, content=await self._fetch(source.content, lease))
             except RequestError as error:
                 raise RequestError(error.code, error.message, param=source.param) from None
 
@@ -171,7 +175,7 @@ def _decode_all(sources: Sequence[ImageSource], limits: ImageLimits) -> tuple[Im
         try:
             content = source.content
             data = content if isinstance(content, bytes) else from_base64(content, limits)
-            images.append(decode(data, limits))
+            images.append((decode_mask if source.transparent else decode)(data, limits))
         except RequestError as error:
             raise RequestError(error.code, error.message, param=source.param) from None
     return tuple(images)

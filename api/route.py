@@ -160,6 +160,7 @@ def arrival_of(request: Request) -> Arrival:
         headers=request.headers,
         path_params=request.path_params,
         query=request.query_params,
+        origin=str(request.base_url),
     )
 
 

@@ -11,6 +11,7 @@ import pybase64
 
 from api.app import ApiOptions, create_app
 from api.codec import Codec
+from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, serve
 from batching.mux import BatchMux, BatchPolicy
@@ -126,6 +127,7 @@ def main() -> None:
             ApiOptions(),
             intake=intake,
             admit=mux.admit,
+            files=FileStore(FileOptions()),
         )
         serve(
             app,

@@ -68,6 +68,7 @@ class InferenceRequest:
     step_cache: relative change of the first block's output below which a step reuses the blocks after it,
                 0 ... 1; 0 computes every step in full.
     timeout:    seconds from submission to the last useful moment of an answer; None is no limit.
+    previews:   rough pictures on the way, at most, each told with the progress of a step.
     """
 
     id: str
@@ -89,6 +90,7 @@ class InferenceRequest:
     mask: Image | None = None
     step_cache: float = 0.0
     timeout: float | None = None
+    previews: int = 0
 
     @property
     def guided(self) -> bool:

@@ -30,12 +30,16 @@ class InferenceResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where one job stands. ``step`` counts finished denoising steps of ``steps``."""
+    """Where one job stands. ``step`` counts finished denoising steps of ``steps``.
+
+    preview: a rough picture of what the result will be, smaller than the canvas; where one was asked for.
+    """
 
     state: str
     step: int
     steps: int
     position: int | None = None  # jobs ahead in the queue, while queued
+    preview: Image | None = None
 
 
 # Called on the device thread: it must not block. What it raises is logged and dropped.

@@ -87,6 +87,7 @@ class Modes:
         on_listening: starts what would only slow the start down, once connections are accepted.
         """
         from api.app import ApiOptions, create_app
+        from api.files import FileOptions, FileStore
         from api.server import ServerOptions, serve
 
         settings = self.settings
@@ -104,10 +105,19 @@ class Modes:
             ApiOptions(
                 max_body_bytes=settings.max_body_mb * MIB,
                 output_format=settings.output_format,
+                images_response_format=settings.images_default_response_format,
                 timeout=settings.request_timeout_seconds,
             ),
             intake=self.intake,
             admit=admit,
+            files=FileStore(
+                FileOptions(
+                    folder=settings.data_dir,
+                    base_url=settings.base_url,
+                    keep_seconds=settings.keep_files_hours * 3600,
+                    keep_bytes=int(settings.keep_files_gb * 10**9),
+                )
+            ),
         )
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds

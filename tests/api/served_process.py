@@ -18,6 +18,7 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 
 from api.app import ApiOptions, create_app
+from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, serve
 from core.catalog import Catalog
@@ -104,7 +105,15 @@ with ImageIntake(IntakeOptions(codec_threads=1)) as intake:
         [PipelineSpec(name="painter", factory="x:y", source="builtin:painter")], default="painter"
     )
     serve(
-        create_app(submit, catalog, lambda: state, ApiOptions(), intake=intake, admit=lambda: None),
+        create_app(
+            submit,
+            catalog,
+            lambda: state,
+            ApiOptions(),
+            intake=intake,
+            admit=lambda: None,
+            files=FileStore(FileOptions()),
+        ),
         ServerOptions(port=port, drain_seconds=options.drain, answer_seconds=0.2),
         drain=drain,
         on_listening=on_listening,

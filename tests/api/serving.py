@@ -10,21 +10,25 @@ import queue
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image as Pillow
 
 from api.app import ApiOptions, create_app
+from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
 from core.catalog import Catalog
 from core.errors import ServingError
 from core.request import Image, InferenceRequest, Task
-from core.result import InferenceResult, OnProgress
+from core.result import InferenceResult, OnProgress, Progress
 from core.service import Health
 from core.spec import PipelineSpec
 
@@ -88,6 +92,10 @@ class Painter:
         except asyncio.CancelledError:
             self.cancelled.put(request.id)
             raise
+        for step in range(request.previews if on_progress else 0):
+            small = Image(pixels=paint(request.seed + step) * 4, width=2, height=2)
+            assert on_progress is not None
+            on_progress(Progress(state="running", step=step + 1, steps=request.steps, preview=small))
         if self.fault is not None:
             raise self.fault
         width, height = request.canvas
@@ -174,13 +182,26 @@ def serving(
     images: IntakeOptions | None = None,
     server: ServerOptions | None = None,
     intake: ImageIntake | None = None,
+    files: FileOptions | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own."""
     painter, probe = Painter(), Probe()
     listener = socket.create_server(("127.0.0.1", 0))
     listening = threading.Event()
-    with intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used:
-        app = create_app(painter, CATALOG, probe, api or ApiOptions(), intake=used, admit=painter.admit)
+    with (
+        intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used,
+        TemporaryDirectory(prefix="batchmux") as folder,
+    ):
+        app = create_app(
+            painter,
+            CATALOG,
+            probe,
+            api or ApiOptions(),
+            intake=used,
+            admit=painter.admit,
+            files=FileStore(files or FileOptions(folder=Path(folder)), clock),
+        )
         running = make_server(
             app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
         )

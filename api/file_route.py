@@ -1,0 +1,55 @@
+"""``GET /files/…``: pictures that answers named by their address. Public: whoever knows the name may look."""
+
+import secrets
+from typing import Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.dialect import Endpoint, Services
+from api.exchange import request_id
+from api.files import MEDIA_TYPES
+from api.flat import refuse
+from core.errors import RequestError
+
+_HEADERS: Final = {
+    "Cache-Control": "public, max-age=31536000, immutable",  # a name is never given to another picture
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def endpoints(services: Services) -> list[Endpoint]:
+    async def fetch(request: Request) -> Response:
+        name = str(request.path_params["name"])
+        content = await services.files.get(name)
+        if content is None:
+            return _absent(request)
+        return Response(content, 200, _HEADERS, MEDIA_TYPES[name.rpartition(".")[2]])
+
+    return [
+        Endpoint(
+            path="/files/{name}",
+            handle=fetch,
+            methods=(method,),
+            summary="A picture that an answer named by its address",
+            responses={
+                200: {"description": "The picture", "content": {kind: {} for kind in MEDIA_TYPES.values()}},
+                404: {"description": "No such picture, or no longer kept"},
+            },
+            openapi={
+                "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+            },
+            public=True,
+            documented=method == "GET",
+        )
+        for method in ("GET", "HEAD")
+    ]
+
+
+def _absent(request: Request) -> Response:
+    shown_id = request_id(request.headers.get("x-request-id"), secrets.token_hex(8))
+    fault = RequestError("not_found", "no such file here, or it is no longer kept; ask for the picture again")
+    status, body = refuse(fault, request_id=shown_id, gpu_available=None)
+    headers = {"X-Request-Id": shown_id, "Cache-Control": "no-store"}
+    return Response(orjson.dumps(body), status, headers, "application/json")
