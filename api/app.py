@@ -1,23 +1,27 @@
 """The HTTP application: every dialect's routes and the probes, around the one port ``submit``."""
 
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from api import flat_route, probes
+from api import flat_route, metrics_route, probes
 from api.dialect import ApiOptions, Endpoint, Services
-from api.exchange import request_id
 from api.flat import refuse
+from api.gate import AccessOptions, Gate
 from api.intake import ImageIntake
+from api.metrics import Metrics
+from api.observing import Observing
+from api.visit import visit_of
 from core.catalog import Catalog
 from core.errors import ExecutionError, RequestError, ServingError
 from core.result import Progress
 from core.service import Admit, HealthProbe, Submit
+from core.stats import Stats
 
-__all__ = ["ApiOptions", "create_app"]
+__all__ = ["AccessOptions", "ApiOptions", "create_app"]
 
 
 def create_app(
@@ -29,6 +33,8 @@ def create_app(
     intake: ImageIntake,
     admit: Admit,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
+    stats: Callable[[], Stats] = Stats,
+    access: AccessOptions | None = None,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
@@ -37,18 +43,46 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
     )
+    metrics = Metrics(health, stats)
     services = Services(
-        submit=submit,
+        submit=metrics.counted(submit),
         catalog=catalog,
         health=health,
         options=options,
         intake=intake,
         admit=admit,
         progress=progress,
+        stats=stats,
     )
-    for endpoint in (*flat_route.endpoints(services), *probes.endpoints(services)):
+    endpoints = (
+        *flat_route.endpoints(services),
+        *probes.endpoints(services),
+        *metrics_route.endpoints(services, metrics),
+    )
+    for endpoint in endpoints:
         _add(app, endpoint)
+    _surround(app, endpoints, access or AccessOptions(), metrics, options)
     return app
+
+
+def _surround(
+    app: FastAPI,
+    endpoints: Sequence[Endpoint],
+    access: AccessOptions,
+    metrics: Metrics,
+    options: ApiOptions,
+) -> None:
+    """What stands before the routing; the last one added is met first."""
+    app.add_middleware(Gate, options=access)
+    app.add_middleware(Observing, endpoints=endpoints, metrics=metrics, log_prompts=options.log_prompts)
+    if access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
 
 
 def _add(app: FastAPI, endpoint: Endpoint) -> None:
@@ -81,6 +115,9 @@ async def _broken_probe(request: Request, error: Exception) -> Response:
 
 
 def _plain_error(fault: ServingError, request: Request, headers: dict[str, str]) -> Response:
-    shown_id = request_id(request.headers.get("x-request-id"), secrets.token_hex(8))
-    status, body = refuse(fault, request_id=shown_id, gpu_available=None)
-    return Response(orjson.dumps(body), status, headers | {"X-Request-Id": shown_id}, "application/json")
+    visit = visit_of(request.scope)
+    visit.code = fault.code
+    status, body = refuse(fault, request_id=visit.shown_id, gpu_available=None)
+    return Response(
+        orjson.dumps(body), status, headers | {"X-Request-Id": visit.shown_id}, "application/json"
+    )

@@ -15,6 +15,7 @@ from core.errors import ServingError
 from core.request import InferenceRequest
 from core.result import InferenceResult, Progress
 from core.service import Admit, HealthProbe, Submit
+from core.stats import Stats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,8 @@ class ApiOptions:
     """body_seconds: for a body to arrive in full; body_stall_seconds: without a byte of it.
 
     timeout: deadline of a request that names none.
+    profile: whose words /health and /metrics use: worker | firered | gateway | vision | sdxl.
+    log_prompts: whether prompts stand in the log. metrics_enabled: else /metrics is empty.
     """
 
     max_body_bytes: int = 40 * 2**20
@@ -29,6 +32,9 @@ class ApiOptions:
     body_stall_seconds: float = 5.0
     output_format: ImageFormat = "png"
     timeout: float | None = 600.0
+    profile: str = "worker"
+    log_prompts: bool = False
+    metrics_enabled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +48,7 @@ class Services:
     intake: ImageIntake
     admit: Admit
     progress: Callable[[str], Progress | None] = lambda job_id: None
+    stats: Callable[[], Stats] = Stats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +57,7 @@ class Arrival:
 
     id: of the job, 16 hex digits. shown_id: the caller's own id where it sent a harmless one, else ``id``.
     started: by the monotonic clock. Header names are lower-case.
+    owner: stands for the caller's key, which it does not tell; "" while no keys are asked for.
     """
 
     id: str
@@ -59,6 +67,7 @@ class Arrival:
     headers: Mapping[str, str]
     path_params: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,7 @@ class Streaming(Dialect[C], Protocol[C]):
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+Refuse = Callable[[ServingError, Arrival], Answer]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +129,9 @@ class Endpoint:
     """One line of the routing table; ``responses`` and ``openapi`` are documentation.
 
     public: answered without a key even where keys are required.
+    control: asks for or ends work that is there, so no limit of a key holds it back.
+    refuse: words what is refused before ``handle`` is called (no key, over a limit); None is the
+        handler's dialect, or the flat one where it has none.
     """
 
     path: str
@@ -128,4 +141,16 @@ class Endpoint:
     responses: Mapping[int | str, dict[str, Any]] = field(default_factory=dict)
     openapi: Mapping[str, Any] | None = None
     public: bool = False
+    control: bool = False
     documented: bool = True
+    refuse: Refuse | None = None
+
+    @property
+    def dialect(self) -> str:
+        """The name of the module that words its answers, for log and metrics."""
+        speaker = getattr(self.handle, "dialect", self.handle)
+        return str(speaker.__module__).removeprefix("api.").split(".")[0].removesuffix("_route")
+
+    @property
+    def refusal(self) -> Refuse | None:
+        return self.refuse or getattr(getattr(self.handle, "dialect", None), "refuse", None)

@@ -18,6 +18,7 @@ from typing import Any
 from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
 from core.spec import PipelineSpec
+from core.stats import ModelCounts
 from pipelines.importing import undisturbed
 from pipelines.options import Factory, Lightning, LoadedPipeline, ModelOptions, Precision, Tuning
 
@@ -76,6 +77,7 @@ class ModelManager:
         self._loaded: OrderedDict[str, LoadedPipeline] = OrderedDict()
         self._failures: dict[str, _Failure] = {}
         self._status = ModelStatus()
+        self._counts = ModelCounts()
 
     def acquire(self, name: str) -> LoadedPipeline:
         """The loaded pipeline of a name or alias; loads it, and evicts another, when it must.
@@ -114,6 +116,10 @@ class ModelManager:
                 status = replace(status, retry_after=failure.retry_at - self._clock())
         return replace(status, caches={name: dict(counts) for name, counts in status.caches.items()})
 
+    def counts(self) -> ModelCounts:
+        """Since the start; the memory is of this moment."""
+        return replace(self._counts, memory=_memory())
+
     def _load(self, spec: PipelineSpec) -> LoadedPipeline:
         self._publish("loading", f"{spec.name} is loading: importing libraries")
         with undisturbed():
@@ -126,9 +132,11 @@ class ModelManager:
             evicted, _ = self._loaded.popitem(last=False)
             self._publish("loading", f"{spec.name} is loading: {evicted} makes room for it")
             _free_memory()
+            self._counts = replace(self._counts, evictions=self._counts.evictions + 1)
 
         pipeline = load(spec, self._options_for(spec), _Announcer(spec.name, self._publish))
         self._loaded[spec.name] = pipeline
+        self._counts = replace(self._counts, loads=self._counts.loads + 1)
         self._failures.pop(spec.name, None)
         self._publish("ready", f"{spec.name} is loaded: {pipeline.precision}")
         return pipeline
@@ -148,6 +156,7 @@ class ModelManager:
         log.error("loading %s failed: %s", name, error, exc_info=None if ours else error)
         _let_go(error)
         _free_memory()
+        self._counts = replace(self._counts, failures=self._counts.failures + 1)
         before = self._failures.get(name)
         attempts = 1 if before is None else before.attempts + 1
         wait = min(FIRST_RETRY * 2 ** (attempts - 1), LONGEST_RETRY)
@@ -245,3 +254,17 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def _memory() -> dict[str, int]:
+    """Bytes by kind; nothing before the device is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "allocated": torch.cuda.memory_allocated(),
+        "reserved": torch.cuda.memory_reserved(),
+        "free": free,
+        "total": total,
+    }

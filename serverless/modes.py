@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from api.intake import ImageIntake, IntakeOptions
 from core.catalog import Catalog
 from core.errors import CapacityError, ServingError
 from core.service import Admit, HealthProbe, Submit
-from serverless import worker
+from core.stats import BatchingCounts, ModelCounts, Stats
+from serverless import access, worker
 from serverless.bucket import Bucket
 from serverless.fitness import checks
 from serverless.jobs import JobHandler, Tell
@@ -81,22 +83,19 @@ class Modes:
         admit: Admit,
         drain: Callable[[float], object],
         on_listening: Callable[[], object],
+        counts: tuple[Callable[[], BatchingCounts], Callable[[], ModelCounts]],
     ) -> None:
         """Serve HTTP until SIGTERM and the drain after it.
 
         on_listening: starts what would only slow the start down, once connections are accepted.
+        counts:       what the mux and the models have counted, for /metrics.
         """
         from api.app import ApiOptions, create_app
         from api.server import ServerOptions, serve
 
         settings = self.settings
-        if settings.api_host not in ("127.0.0.1", "::1", "localhost"):
-            log.warning(
-                "NO AUTHENTICATION: everybody who can reach %s:%d can use this server; put it behind "
-                "something that checks, or set API_HOST=127.0.0.1",
-                settings.api_host,
-                settings.api_port,
-            )
+        for warning in access.warnings(settings):
+            log.warning(warning)
         app = create_app(
             self.submit,
             self.catalog,
@@ -105,9 +104,14 @@ class Modes:
                 max_body_bytes=settings.max_body_mb * MIB,
                 output_format=settings.output_format,
                 timeout=settings.request_timeout_seconds,
+                profile=settings.api_profile,
+                log_prompts=settings.log_prompts,
+                metrics_enabled=settings.metrics_enabled,
             ),
             intake=self.intake,
             admit=admit,
+            stats=partial(Stats.of, *counts),
+            access=access.options(settings),
         )
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds

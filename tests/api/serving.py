@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image as Pillow
 
-from api.app import ApiOptions, create_app
+from api.app import AccessOptions, ApiOptions, create_app
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
 from core.catalog import Catalog
@@ -27,6 +27,7 @@ from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult, OnProgress
 from core.service import Health
 from core.spec import PipelineSpec
+from core.stats import Stats
 
 PAINTER = PipelineSpec(
     name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",)
@@ -174,13 +175,24 @@ def serving(
     images: IntakeOptions | None = None,
     server: ServerOptions | None = None,
     intake: ImageIntake | None = None,
+    access: AccessOptions | None = None,
+    stats: Callable[[], Stats] = Stats,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own."""
     painter, probe = Painter(), Probe()
     listener = socket.create_server(("127.0.0.1", 0))
     listening = threading.Event()
     with intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used:
-        app = create_app(painter, CATALOG, probe, api or ApiOptions(), intake=used, admit=painter.admit)
+        app = create_app(
+            painter,
+            CATALOG,
+            probe,
+            api or ApiOptions(),
+            intake=used,
+            admit=painter.admit,
+            access=access,
+            stats=stats,
+        )
         running = make_server(
             app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
         )
