@@ -1,6 +1,7 @@
 """The HTTP application: every dialect's routes and the probes, around the one port ``submit``."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -21,6 +22,9 @@ from core.result import Progress
 from core.service import Admit, HealthProbe, Submit
 from core.stats import Stats
 
+if TYPE_CHECKING:
+    from api.tracing import Tracing
+
 __all__ = ["AccessOptions", "ApiOptions", "create_app"]
 
 
@@ -35,6 +39,7 @@ def create_app(
     progress: Callable[[str], Progress | None] = lambda job_id: None,
     stats: Callable[[], Stats] = Stats,
     access: AccessOptions | None = None,
+    tracing: "Tracing | None" = None,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
@@ -44,6 +49,8 @@ def create_app(
         exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
     )
     metrics = Metrics(health, stats)
+    if tracing is not None:
+        submit = tracing.traced(submit)
     services = Services(
         submit=metrics.counted(submit),
         catalog=catalog,
@@ -61,7 +68,7 @@ def create_app(
     )
     for endpoint in endpoints:
         _add(app, endpoint)
-    _surround(app, endpoints, access or AccessOptions(), metrics, options)
+    _surround(app, endpoints, access or AccessOptions(), metrics, options, tracing)
     return app
 
 
@@ -71,9 +78,12 @@ def _surround(
     access: AccessOptions,
     metrics: Metrics,
     options: ApiOptions,
+    tracing: "Tracing | None",
 ) -> None:
     """What stands before the routing; the last one added is met first."""
     app.add_middleware(Gate, options=access)
+    if tracing is not None:
+        app.add_middleware(tracing.middleware)
     app.add_middleware(Observing, endpoints=endpoints, metrics=metrics, log_prompts=options.log_prompts)
     if access.cors_origins:
         app.add_middleware(

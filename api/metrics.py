@@ -107,7 +107,7 @@ class Metrics:
         self._forget(now)
         completed = int(totals["completed"])
         return {
-            "total_requests": counts.get("accepted", completed + int(totals["failed"])),
+            "total_requests": counts.get("accepted", 0),
             "successful_generations": completed,
             "failed_generations": int(totals["failed"]),
             "current_queue_size": counts.get("queued", 0),

@@ -150,9 +150,11 @@ class Scheduler:
     def stepped(self, tick: Tick, rows: Sequence[Job], seconds: float, now: float) -> None:
         """``rows`` of the tick shared one step of ``seconds``."""
         live = sum(job.live for job in rows)
+        ids = [job.id for job in rows]
         for job in rows:
             job.remaining -= 1
             job.batch_size = max(job.batch_size, len(rows))
+            job.mates.update(ids)
         tick.lane.stepped(len(rows), live, seconds, now)
 
     def finish(self, job: Job, to: JobState) -> None:

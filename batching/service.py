@@ -139,6 +139,7 @@ class Service:
                     prepared=ticket.prepared_at,
                     decoded=now,
                     batch_size=job.batch_size,
+                    mates=tuple(sorted(job.mates - {job.id})),
                 )
                 self._ledger.settle(job, JobState.SUCCEEDED, timed)
 

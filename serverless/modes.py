@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from api.fetch import GuardedFetch
@@ -24,6 +24,9 @@ from serverless.jobs import JobHandler, Tell
 from serverless.local import Recorder, printable
 from serverless.output import MB, OutputGuard, refusal
 from settings import MIB, Settings, on_runpod
+
+if TYPE_CHECKING:
+    from api.tracing import Tracing
 
 log = logging.getLogger("batchmux")
 
@@ -96,6 +99,7 @@ class Modes:
         settings = self.settings
         for warning in access.warnings(settings):
             log.warning(warning)
+        tracing = _tracing(settings.otel_exporter_otlp_endpoint)
         app = create_app(
             self.submit,
             self.catalog,
@@ -112,11 +116,14 @@ class Modes:
             admit=admit,
             stats=partial(Stats.of, *counts),
             access=access.options(settings),
+            tracing=tracing,
         )
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds
         )
         serve(app, options, drain=drain, on_listening=lambda: _call(on_listening))
+        if tracing is not None:
+            tracing.close()
 
     @property
     def _slots(self) -> int:
@@ -156,6 +163,15 @@ def cannot_start(error: Exception, *, serving: bool) -> int:
 
     worker.serve(handle, slots=1, drain_seconds=0, on_limit=int, failed=lambda: False, log_level="INFO")
     return 0
+
+
+def _tracing(endpoint: str | None) -> "Tracing | None":
+    """OpenTelemetry is imported by those alone who asked for it."""
+    if not endpoint:
+        return None
+    from api.tracing import Tracing
+
+    return Tracing.to(endpoint)
 
 
 async def _show(job_id: str, update: dict[str, object]) -> None:
