@@ -60,11 +60,11 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
     policy, pictures = BatchPolicy(**config.batching), modes.intake_options(config)
     with BatchMux(models.acquire, policy, on_fatal=end) as mux, ImageIntake(pictures) as intake:
         mode = modes.Modes(settings=config, catalog=rows, submit=port(mux.submit), intake=intake)
-        warm = partial(mux.warm, rows.default.name)
+        warm, counts = partial(mux.warm, rows.default.name), (mux.stats, models.counts)
         if job is not None:
             mode.run_once(job)
         elif config.standalone_mode:
-            mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm)
+            mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm, counts=counts)
         else:
             mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
         log.info("ended with %s", mux.stats())

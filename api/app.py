@@ -1,24 +1,32 @@
 """The HTTP application: every dialect's routes and the probes, around the one port ``submit``."""
 
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from api import file_route, flat_route, openai_images, openai_models, probes
+from api import file_route, flat_route, metrics_route, openai_images, openai_models, probes
 from api.dialect import ApiOptions, Endpoint, Services
-from api.exchange import request_id
 from api.files import FileStore
 from api.flat import refuse
+from api.gate import AccessOptions, Gate
 from api.intake import ImageIntake
+from api.metrics import Metrics
+from api.observing import Observing
+from api.visit import visit_of
 from core.catalog import Catalog
 from core.errors import ExecutionError, RequestError, ServingError
 from core.result import Progress
 from core.service import Admit, HealthProbe, Submit
+from core.stats import Stats
 
-__all__ = ["ApiOptions", "create_app"]
+if TYPE_CHECKING:
+    from api.tracing import Tracing
+
+__all__ = ["AccessOptions", "ApiOptions", "create_app"]
 
 
 def create_app(
@@ -31,6 +39,9 @@ def create_app(
     admit: Admit,
     files: FileStore,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
+    stats: Callable[[], Stats] = Stats,
+    access: AccessOptions | None = None,
+    tracing: "Tracing | None" = None,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
@@ -39,8 +50,11 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
     )
+    metrics = Metrics(health, stats)
+    if tracing is not None:
+        submit = tracing.traced(submit)
     services = Services(
-        submit=submit,
+        submit=metrics.counted(submit),
         catalog=catalog,
         health=health,
         options=options,
@@ -48,16 +62,43 @@ def create_app(
         admit=admit,
         files=files,
         progress=progress,
+        stats=stats,
     )
-    for endpoint in (
+    endpoints = (
         *flat_route.endpoints(services),
         *file_route.endpoints(services),
         *openai_images.endpoints(services),
         *openai_models.endpoints(services),
         *probes.endpoints(services),
-    ):
+        *metrics_route.endpoints(services, metrics),
+    )
+    for endpoint in endpoints:
         _add(app, endpoint)
+    _surround(app, endpoints, access or AccessOptions(), metrics, options, tracing)
     return app
+
+
+def _surround(
+    app: FastAPI,
+    endpoints: Sequence[Endpoint],
+    access: AccessOptions,
+    metrics: Metrics,
+    options: ApiOptions,
+    tracing: "Tracing | None",
+) -> None:
+    """What stands before the routing; the last one added is met first."""
+    app.add_middleware(Gate, options=access)
+    if tracing is not None:
+        app.add_middleware(tracing.middleware)
+    app.add_middleware(Observing, endpoints=endpoints, metrics=metrics, log_prompts=options.log_prompts)
+    if access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
 
 
 def _add(app: FastAPI, endpoint: Endpoint) -> None:
@@ -90,6 +131,9 @@ async def _broken_probe(request: Request, error: Exception) -> Response:
 
 
 def _plain_error(fault: ServingError, request: Request, headers: dict[str, str]) -> Response:
-    shown_id = request_id(request.headers.get("x-request-id"), secrets.token_hex(8))
-    status, body = refuse(fault, request_id=shown_id, gpu_available=None)
-    return Response(orjson.dumps(body), status, headers | {"X-Request-Id": shown_id}, "application/json")
+    visit = visit_of(request.scope)
+    visit.code = fault.code
+    status, body = refuse(fault, request_id=visit.shown_id, gpu_available=None)
+    return Response(
+        orjson.dumps(body), status, headers | {"X-Request-Id": visit.shown_id}, "application/json"
+    )

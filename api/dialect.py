@@ -16,6 +16,7 @@ from core.errors import ServingError
 from core.request import InferenceRequest
 from core.result import InferenceResult, Progress
 from core.service import Admit, HealthProbe, Submit
+from core.stats import Stats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +24,8 @@ class ApiOptions:
     """body_seconds: for a body to arrive in full; body_stall_seconds: without a byte of it.
 
     timeout: deadline of a request that names none.
+    profile: whose words /health and /metrics use: worker | firered | gateway | vision | sdxl.
+    log_prompts: whether prompts stand in the log. metrics_enabled: else /metrics is empty.
     """
 
     max_body_bytes: int = 40 * 2**20
@@ -31,6 +34,9 @@ class ApiOptions:
     output_format: ImageFormat = "png"
     images_response_format: Literal["b64_json", "url"] = "b64_json"
     timeout: float | None = 600.0
+    profile: str = "worker"
+    log_prompts: bool = False
+    metrics_enabled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +51,7 @@ class Services:
     admit: Admit
     files: FileStore
     progress: Callable[[str], Progress | None] = lambda job_id: None
+    stats: Callable[[], Stats] = Stats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +61,7 @@ class Arrival:
     id: of the job, 16 hex digits. shown_id: the caller's own id where it sent a harmless one, else ``id``.
     started: by the monotonic clock. Header names are lower-case.
     origin: ``scheme://host`` by which the caller reached us, as far as can be told from here.
+    owner: stands for the caller's key, which it does not tell; "" while no keys are asked for.
     """
 
     id: str
@@ -64,6 +72,7 @@ class Arrival:
     path_params: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,7 @@ class Streaming(Dialect[C], Protocol[C]):
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+Refuse = Callable[[ServingError, Arrival], Answer]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +134,9 @@ class Endpoint:
     """One line of the routing table; ``responses`` and ``openapi`` are documentation.
 
     public: answered without a key even where keys are required.
+    control: asks for or ends work that is there, so no limit of a key holds it back.
+    refuse: words what is refused before ``handle`` is called (no key, over a limit); None is the
+        handler's dialect, or the flat one where it has none.
     """
 
     path: str
@@ -133,4 +146,16 @@ class Endpoint:
     responses: Mapping[int | str, dict[str, Any]] = field(default_factory=dict)
     openapi: Mapping[str, Any] | None = None
     public: bool = False
+    control: bool = False
     documented: bool = True
+    refuse: Refuse | None = None
+
+    @property
+    def dialect(self) -> str:
+        """The name of the module that words its answers, for log and metrics."""
+        speaker = getattr(self.handle, "dialect", self.handle)
+        return str(speaker.__module__).removeprefix("api.").split(".")[0].removesuffix("_route")
+
+    @property
+    def refusal(self) -> Refuse | None:
+        return self.refuse or getattr(getattr(self.handle, "dialect", None), "refuse", None)

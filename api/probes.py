@@ -9,15 +9,22 @@ from starlette.responses import Response
 
 from api.dialect import Endpoint, Services
 from api.errors import headers_of
+from api.health_words import body_of
+from api.welcome import page
 from core.errors import CapacityError
 from core.service import Health
+
+Answering = Callable[[], Awaitable[Response]]
 
 
 def endpoints(services: Services) -> list[Endpoint]:
     probes = Probes(services)
-    table: list[tuple[str, Callable[[], Awaitable[Response]], str, dict[int | str, dict[str, Any]]]] = [
-        ("/", probes.root, "What is served here", {}),
-        ("/health", probes.health, "State in full; always 200", {}),
+    table: list[tuple[str, Answering, str, dict[int | str, dict[str, Any]]]] = [
+        ("/health", probes.health(services.options.profile), "State in full; always 200", {}),
+        *(
+            (f"/{profile}/health", probes.health(profile), f"/health as the {profile} server words it", {})
+            for profile in ("firered", "vision", "sdxl")
+        ),
         ("/live", probes.live, "The process answers", {}),
         ("/ready", probes.ready, "Ready for work", {503: {"description": "Not ready, or draining"}}),
         (
@@ -28,6 +35,24 @@ def endpoints(services: Services) -> list[Endpoint]:
         ),
     ]
     # GET, and HEAD without a place in the documentation: balancers ask with either.
+    return [
+        *(
+            Endpoint(
+                path="/",
+                handle=probes.root,
+                methods=(method,),
+                summary="What is served here; a page for browsers",
+                responses={200: {"content": {"application/json": {}, "text/html": {}}}},
+                public=True,
+                documented=method == "GET",
+            )
+            for method in ("GET", "HEAD")
+        ),
+        *_probes(table),
+    ]
+
+
+def _probes(table: list[tuple[str, Answering, str, dict[int | str, dict[str, Any]]]]) -> list[Endpoint]:
     return [
         Endpoint(
             path=path,
@@ -43,7 +68,7 @@ def endpoints(services: Services) -> list[Endpoint]:
     ]
 
 
-def _without_request(answer: Callable[[], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _without_request(answer: Answering) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
         return await answer()
 
@@ -54,15 +79,29 @@ class Probes:
     def __init__(self, services: Services) -> None:
         self._catalog = services.catalog
         self._health = services.health
+        self._stats = services.stats
 
-    async def root(self) -> Response:
+    async def root(self, request: Request) -> Response:
         models = [spec.name for spec in self._catalog]
+        state = self._health()
+        if "text/html" in request.headers.get("accept", ""):
+            return Response(page(self._catalog.default.name, models, state.state), media_type="text/html")
         return _json(
-            {"service": "batchmux", "model": self._catalog.default.name, "models": models, "docs": "/docs"}
+            {
+                "service": "batchmux",
+                "message": "batchmux makes and edits images",
+                "status": state.state,
+                "model": self._catalog.default.name,
+                "models": models,
+                "docs": "/docs",
+            }
         )
 
-    async def health(self) -> Response:
-        return _json(_health_body(self._health()))
+    def health(self, profile: str) -> Answering:
+        async def answer() -> Response:
+            return _json(body_of(profile, self._health(), self._stats().models.memory))
+
+        return answer
 
     async def live(self) -> Response:
         return _json({"status": "alive"})
@@ -92,20 +131,6 @@ def why_not(health: Health) -> CapacityError:
             retryable=health.retry_after is not None,
         )
     return CapacityError("model_loading", health.detail or "the model is loading", retry_after=5)
-
-
-def _health_body(health: Health) -> dict[str, Any]:
-    return {
-        "status": health.state,
-        "gpu_available": health.gpu_available,
-        "model": health.model,
-        "detail": health.detail,
-        "lightning_enabled": health.lightning_enabled,
-        "jobs": health.counts,
-        "caches": health.caches,
-        "loading": health.loading,
-        "models": health.models,
-    }
 
 
 def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

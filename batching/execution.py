@@ -58,13 +58,20 @@ def decode(
 
 
 def with_timing(
-    result: InferenceResult, *, arrival: float, prepared: float, decoded: float, batch_size: int
+    result: InferenceResult,
+    *,
+    arrival: float,
+    prepared: float,
+    decoded: float,
+    batch_size: int,
+    mates: tuple[str, ...] = (),
 ) -> InferenceResult:
     return replace(
         result,
         queue_seconds=prepared - arrival,
         inference_seconds=decoded - prepared,
         batch_size=batch_size,
+        mates=mates,
     )
 
 

@@ -101,6 +101,16 @@ class Lane:
         """How many rows one step may take: by count, by tokens, and by what memory held lately."""
         return min(self._most, self._cap) if now < self._cap_until else self._most
 
+    def stop(self, rows: int, now: float) -> str:
+        """Why a batch of ``rows`` takes no more; see ``Tick.stop``."""
+        if rows >= len(self.jobs):
+            return "drained"
+        if rows < self.most_rows(now):
+            return "gain"
+        if rows == self._policy.max_batch_size:
+            return "size"
+        return "tokens" if rows == self._most else "memory"
+
     def limit(self, rows: int, until: float) -> None:
         self._cap, self._cap_until = max(1, rows), until
 

@@ -39,6 +39,7 @@ class Ledger:
         self.scheduler = Scheduler(policy)
         self.tickets: dict[str, Ticket] = {}
         self.batch_sizes: Counter[int] = Counter()
+        self.batch_stops: Counter[str] = Counter()
         self.stage_seconds = dict.fromkeys(("acquire", "prepare", "step", "decode"), 0.0)
         self.unanswered = 0  # accepted requests whose future is not set yet
         self._outbox: deque[tuple[Future[InferenceResult], InferenceResult | ServingError]] = deque()

@@ -129,6 +129,7 @@ class BatchMux:
                 accepted=ledger.scheduler.accepted,
                 jobs=ledger.scheduler.counts(),
                 batch_sizes=dict(ledger.batch_sizes),
+                batch_stops=dict(ledger.batch_stops),
                 stage_seconds=dict(ledger.stage_seconds),
                 retry_after=ledger.scheduler.retry_after(),
                 draining=self._draining,

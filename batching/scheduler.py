@@ -28,6 +28,8 @@ class Tick:
     """What the device does next: prepare ``admitted``, then step ``rows``, which include them, once.
 
     first: no rows are in memory yet, so the model may have to be brought in.
+    stop: why it takes no more rows: size | tokens | memory, or "gain" when a wider batch would be no
+        faster, or "drained" when nobody else waits.
     """
 
     lane: Lane = field(repr=False)
@@ -35,6 +37,7 @@ class Tick:
     rows: tuple[Job, ...]
     started: float
     first: bool
+    stop: str = "drained"
 
     @property
     def key(self) -> BatchKey:
@@ -129,13 +132,14 @@ class Scheduler:
             return Rest(choice)
         lane, rows = choice
         first = not self.running
+        stop = lane.stop(len(rows), now)
         admitted = tuple(job for job in rows if job.state is JobState.QUEUED)
         for job in admitted:
             job.advance(JobState.RUNNING)
             lane.admit(job)
             self.queued -= 1
             self.running += 1
-        return Tick(lane, admitted, tuple(rows), now, first)
+        return Tick(lane, admitted, tuple(rows), now, first, stop)
 
     def prepared(self, job: Job, steps: int) -> None:
         """The job turned out to need ``steps`` steps."""
@@ -146,9 +150,11 @@ class Scheduler:
     def stepped(self, tick: Tick, rows: Sequence[Job], seconds: float, now: float) -> None:
         """``rows`` of the tick shared one step of ``seconds``."""
         live = sum(job.live for job in rows)
+        ids = [job.id for job in rows]
         for job in rows:
             job.remaining -= 1
             job.batch_size = max(job.batch_size, len(rows))
+            job.mates.update(ids)
         tick.lane.stepped(len(rows), live, seconds, now)
 
     def finish(self, job: Job, to: JobState) -> None:

@@ -91,6 +91,7 @@ class Service:
         if finished:
             self._decode(self._pipeline, tick, finished)
         with ledger.lock:
+            ledger.batch_stops[tick.stop] += 1
             ledger.scheduler.ticked(tick, self._clock())
 
     def _prepare(self, pipeline: Pipeline[Any], tick: Tick, tickets: Sequence[Ticket]) -> None:
@@ -138,6 +139,7 @@ class Service:
                     prepared=ticket.prepared_at,
                     decoded=now,
                     batch_size=job.batch_size,
+                    mates=tuple(sorted(job.mates - {job.id})),
                 )
                 self._ledger.settle(job, JobState.SUCCEEDED, timed)
 

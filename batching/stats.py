@@ -11,6 +11,7 @@ class MuxStats:
 
     jobs:          accepted jobs by the state they are in now.
     batch_sizes:   how many steps were run with so many rows.
+    batch_stops:   how many steps took no more rows, by the reason; see ``Tick.stop``.
     stage_seconds: device time by stage (acquire, prepare, step, decode).
     retry_after:   seconds after which a refused caller should try again.
     fatal:         why this process must be replaced, or None.
@@ -19,6 +20,7 @@ class MuxStats:
     accepted: int
     jobs: dict[JobState, int]
     batch_sizes: dict[int, int] = field(default_factory=dict)
+    batch_stops: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     retry_after: float = 0.0
     draining: bool = False

@@ -15,6 +15,7 @@ class InferenceResult:
 
     queue_seconds: submission until prepared. inference_seconds: from there until decoded.
     batch_size: the most rows this one shared a forward with, itself included.
+    mates: ids of all the requests it ever shared one with.
     """
 
     id: str
@@ -26,6 +27,7 @@ class InferenceResult:
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
     batch_size: int = 0
+    mates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, OutOfDeviceMemory, ServingError
 from core.service import Loading, ModelStatus
 from core.spec import PipelineSpec
+from core.stats import ModelCounts
 from pipelines import warm_up
 from pipelines.importing import undisturbed
 from pipelines.load_progress import LoadProgress
@@ -90,6 +91,7 @@ class ModelManager:
         self._measured: dict[str, int] = {}  # bytes of models that were loaded before
         self._failures: dict[str, _Failure] = {}
         self._status = ModelStatus()
+        self._counts = ModelCounts()
 
     def acquire(self, name: str) -> LoadedPipeline:
         """The loaded pipeline of a name or alias; loads it, and evicts others, when it must.
@@ -126,6 +128,10 @@ class ModelManager:
                 status = replace(status, retry_after=failure.retry_at - self._clock())
         return replace(status, caches={name: dict(counts) for name, counts in status.caches.items()})
 
+    def counts(self) -> ModelCounts:
+        """Since the start; the memory is of this moment."""
+        return replace(self._counts, memory=_memory())
+
     def _load(self, spec: PipelineSpec) -> None:
         started = self._clock()
         progress = LoadProgress(spec.name, self._clock, self._publish_loading)
@@ -154,6 +160,7 @@ class ModelManager:
         self._measured[spec.name] = held(pipeline)
         self._make_room(spec.name, held(pipeline))
         self._loaded.add(spec.name, pipeline)
+        self._counts = replace(self._counts, loads=self._counts.loads + 1)
         self._failures.pop(spec.name, None)
         self._publish("ready", f"{spec.name} is loaded: {pipeline.precision}")
         weights, seconds = pipeline.weights, self._clock() - started
@@ -166,6 +173,7 @@ class ModelManager:
         """Raises ``CapacityError`` before anything leaves when ``name`` does not fit at all."""
         for leaving in self._loaded.leaving_for(name, nbytes):
             self._loaded.drop(leaving)
+            self._counts = replace(self._counts, evictions=self._counts.evictions + 1)
             self._publish("loading", f"{name} is loading: {leaving} makes room for it")
             log.info("%s makes room for %s", leaving, name)
             # Imports freeze what is alive, a loaded model with it: in a cycle it would never be found again.
@@ -192,6 +200,7 @@ class ModelManager:
         log.error("loading %s failed: %s", name, error, exc_info=None if ours else error)
         _let_go(error)
         _free_memory()
+        self._counts = replace(self._counts, failures=self._counts.failures + 1)
         before = self._failures.get(name)
         attempts = 1 if before is None else before.attempts + 1
         wait = min(FIRST_RETRY * 2 ** (attempts - 1), LONGEST_RETRY)
@@ -282,3 +291,17 @@ def _free_memory() -> None:
         # glibc keeps what was freed below its top; after a model of gigabytes that is most of it.
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def _memory() -> dict[str, int]:
+    """Bytes by kind; nothing before the device is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "allocated": torch.cuda.memory_allocated(),
+        "reserved": torch.cuda.memory_reserved(),
+        "free": free,
+        "total": total,
+    }

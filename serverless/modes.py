@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from api.fetch import GuardedFetch
@@ -15,13 +16,17 @@ from api.intake import ImageIntake, IntakeOptions
 from core.catalog import Catalog
 from core.errors import CapacityError, ServingError
 from core.service import Admit, HealthProbe, Submit
-from serverless import worker
+from core.stats import BatchingCounts, ModelCounts, Stats
+from serverless import access, worker
 from serverless.bucket import Bucket
 from serverless.fitness import checks
 from serverless.jobs import JobHandler, Tell
 from serverless.local import Recorder, printable
 from serverless.output import MB, OutputGuard, refusal
 from settings import MIB, Settings, on_runpod
+
+if TYPE_CHECKING:
+    from api.tracing import Tracing
 
 log = logging.getLogger("batchmux")
 
@@ -81,23 +86,21 @@ class Modes:
         admit: Admit,
         drain: Callable[[float], object],
         on_listening: Callable[[], object],
+        counts: tuple[Callable[[], BatchingCounts], Callable[[], ModelCounts]],
     ) -> None:
         """Serve HTTP until SIGTERM and the drain after it.
 
         on_listening: starts what would only slow the start down, once connections are accepted.
+        counts:       what the mux and the models have counted, for /metrics.
         """
         from api.app import ApiOptions, create_app
         from api.files import FileOptions, FileStore
         from api.server import ServerOptions, serve
 
         settings = self.settings
-        if settings.api_host not in ("127.0.0.1", "::1", "localhost"):
-            log.warning(
-                "NO AUTHENTICATION: everybody who can reach %s:%d can use this server; put it behind "
-                "something that checks, or set API_HOST=127.0.0.1",
-                settings.api_host,
-                settings.api_port,
-            )
+        for warning in access.warnings(settings):
+            log.warning(warning)
+        tracing = _tracing(settings.otel_exporter_otlp_endpoint)
         app = create_app(
             self.submit,
             self.catalog,
@@ -107,6 +110,9 @@ class Modes:
                 output_format=settings.output_format,
                 images_response_format=settings.images_default_response_format,
                 timeout=settings.request_timeout_seconds,
+                profile=settings.api_profile,
+                log_prompts=settings.log_prompts,
+                metrics_enabled=settings.metrics_enabled,
             ),
             intake=self.intake,
             admit=admit,
@@ -118,11 +124,16 @@ class Modes:
                     keep_bytes=int(settings.keep_files_gb * 10**9),
                 )
             ),
+            stats=partial(Stats.of, *counts),
+            access=access.options(settings),
+            tracing=tracing,
         )
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds
         )
         serve(app, options, drain=drain, on_listening=lambda: _call(on_listening))
+        if tracing is not None:
+            tracing.close()
 
     @property
     def _slots(self) -> int:
@@ -162,6 +173,15 @@ def cannot_start(error: Exception, *, serving: bool) -> int:
 
     worker.serve(handle, slots=1, drain_seconds=0, on_limit=int, failed=lambda: False, log_level="INFO")
     return 0
+
+
+def _tracing(endpoint: str | None) -> "Tracing | None":
+    """OpenTelemetry is imported by those alone who asked for it."""
+    if not endpoint:
+        return None
+    from api.tracing import Tracing
+
+    return Tracing.to(endpoint)
 
 
 async def _show(job_id: str, update: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ import requests
 
 from core.errors import RequestError
 from core.spec import PipelineSpec
+from serverless import access
 from serverless.bucket import Bucket
 from settings import Settings
 
@@ -56,6 +57,7 @@ def findings(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
     yield Finding("config", True, f"serves {spec.name} ({spec.licence or 'licence unknown'})")
     if settings.standalone_mode:
         yield _port(settings)
+        yield from (Finding("access", False, warning) for warning in access.warnings(settings))
     yield from _weights(settings, spec)
     yield _memory()
     if settings.bucket_endpoint_url or settings.bucket_access_key_id or settings.bucket_secret_access_key:

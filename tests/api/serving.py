@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image as Pillow
 
-from api.app import ApiOptions, create_app
+from api.app import AccessOptions, ApiOptions, create_app
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
@@ -31,6 +31,7 @@ from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult, OnProgress, Progress
 from core.service import Health
 from core.spec import PipelineSpec
+from core.stats import Stats
 
 PAINTER = PipelineSpec(
     name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",)
@@ -184,6 +185,8 @@ def serving(
     intake: ImageIntake | None = None,
     files: FileOptions | None = None,
     clock: Callable[[], float] = time.time,
+    access: AccessOptions | None = None,
+    stats: Callable[[], Stats] = Stats,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own."""
     painter, probe = Painter(), Probe()
@@ -201,6 +204,8 @@ def serving(
             intake=used,
             admit=painter.admit,
             files=FileStore(files or FileOptions(folder=Path(folder)), clock),
+            access=access,
+            stats=stats,
         )
         running = make_server(
             app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set

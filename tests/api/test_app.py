@@ -295,7 +295,8 @@ def test_the_documentation_documents(served: Served) -> None:
     """Every field of the request and the answer, and every status that the table can give there."""
     assert served.client.get("/docs").status == 200
     paths = served.client.get("/openapi.json").json()["paths"]
-    assert set(paths) >= {"/run", "/runsync", "/", "/health", "/live", "/ready", "/ping"}
+    healths = {"/health", "/firered/health", "/vision/health", "/sdxl/health"}
+    assert set(paths) >= healths | {"/run", "/runsync", "/", "/live", "/ready", "/ping", "/metrics"}
     run = paths["/run"]["post"]
     schema = run["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "image_url", "image_base64_3", "mask", "loras", "timeout"} <= set(
