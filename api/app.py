@@ -7,11 +7,12 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from api import flat_route, probes
+from api import flat_route, jobs, probes, runpod_queue
 from api.dialect import ApiOptions, Endpoint, Services
 from api.exchange import request_id
 from api.flat import refuse
 from api.intake import ImageIntake
+from api.job_runner import JobRunner
 from core.catalog import Catalog
 from core.errors import ExecutionError, RequestError, ServingError
 from core.result import Progress
@@ -29,6 +30,7 @@ def create_app(
     intake: ImageIntake,
     admit: Admit,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
+    job_runner: JobRunner | None = None,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
@@ -45,8 +47,14 @@ def create_app(
         intake=intake,
         admit=admit,
         progress=progress,
+        jobs=job_runner,
     )
-    for endpoint in (*flat_route.endpoints(services), *probes.endpoints(services)):
+    for endpoint in (
+        *flat_route.endpoints(services),
+        *runpod_queue.endpoints(services),
+        *jobs.endpoints(services),
+        *probes.endpoints(services),
+    ):
         _add(app, endpoint)
     return app
 

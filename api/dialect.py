@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from api.images import ImageFormat
 from api.intake import ImageIntake
+from api.job_runner import JobRunner
 from api.stream import Event
 from core.catalog import Catalog
 from core.errors import ServingError
@@ -33,7 +34,10 @@ class ApiOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """What every dialect stands on. ``progress`` tells where a live job stands, by its id."""
+    """What every dialect stands on. ``progress`` tells where a live job stands, by its id.
+
+    jobs: carries out asynchronous jobs and keeps them; None where the store cannot be opened.
+    """
 
     submit: Submit
     catalog: Catalog
@@ -42,6 +46,7 @@ class Services:
     intake: ImageIntake
     admit: Admit
     progress: Callable[[str], Progress | None] = lambda job_id: None
+    jobs: JobRunner | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +55,7 @@ class Arrival:
 
     id: of the job, 16 hex digits. shown_id: the caller's own id where it sent a harmless one, else ``id``.
     started: by the monotonic clock. Header names are lower-case.
+    owner: stands for the caller's key, which it does not tell; "" while no keys are asked for.
     """
 
     id: str
@@ -59,6 +65,7 @@ class Arrival:
     headers: Mapping[str, str]
     path_params: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,7 @@ class Endpoint:
     """One line of the routing table; ``responses`` and ``openapi`` are documentation.
 
     public: answered without a key even where keys are required.
+    control: asks for or ends work that is there, so no limit of a key holds it back.
     """
 
     path: str
@@ -128,4 +136,5 @@ class Endpoint:
     responses: Mapping[int | str, dict[str, Any]] = field(default_factory=dict)
     openapi: Mapping[str, Any] | None = None
     public: bool = False
+    control: bool = False
     documented: bool = True
