@@ -8,12 +8,22 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from api import file_route, flat_route, metrics_route, openai_images, openai_models, probes
+from api import (
+    file_route,
+    flat_route,
+    jobs,
+    metrics_route,
+    openai_images,
+    openai_models,
+    probes,
+    runpod_queue,
+)
 from api.dialect import ApiOptions, Endpoint, Services
 from api.files import FileStore
 from api.flat import refuse
 from api.gate import AccessOptions, Gate
 from api.intake import ImageIntake
+from api.job_runner import JobRunner
 from api.metrics import Metrics
 from api.observing import Observing
 from api.visit import visit_of
@@ -39,6 +49,7 @@ def create_app(
     admit: Admit,
     files: FileStore,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
+    job_runner: JobRunner | None = None,
     stats: Callable[[], Stats] = Stats,
     access: AccessOptions | None = None,
     tracing: "Tracing | None" = None,
@@ -63,12 +74,15 @@ def create_app(
         files=files,
         progress=progress,
         stats=stats,
+        jobs=job_runner,
     )
     endpoints = (
         *flat_route.endpoints(services),
         *file_route.endpoints(services),
         *openai_images.endpoints(services),
         *openai_models.endpoints(services),
+        *runpod_queue.endpoints(services),
+        *jobs.endpoints(services),
         *probes.endpoints(services),
         *metrics_route.endpoints(services, metrics),
     )

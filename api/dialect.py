@@ -10,6 +10,7 @@ from starlette.responses import Response
 from api.files import FileStore
 from api.images import ImageFormat
 from api.intake import ImageIntake
+from api.job_runner import JobRunner
 from api.stream import Event
 from core.catalog import Catalog
 from core.errors import ServingError
@@ -41,7 +42,10 @@ class ApiOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """What every dialect stands on. ``progress`` tells where a live job stands, by its id."""
+    """What every dialect stands on. ``progress`` tells where a live job stands, by its id.
+
+    jobs: carries out asynchronous jobs and keeps them; None where the store cannot be opened.
+    """
 
     submit: Submit
     catalog: Catalog
@@ -52,6 +56,7 @@ class Services:
     files: FileStore
     progress: Callable[[str], Progress | None] = lambda job_id: None
     stats: Callable[[], Stats] = Stats
+    jobs: JobRunner | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -68,6 +68,12 @@ def counts(db: sqlite3.Connection, owner: str | None = None) -> dict[JobState, i
     return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
 
+def retried(db: sqlite3.Connection) -> int:
+    """Jobs that are kept and were begun more than once."""
+    (number,) = db.execute("SELECT count(*) FROM job WHERE lease > 1").fetchone()
+    return int(number)
+
+
 def record(
     db: sqlite3.Connection,
     where: str,

@@ -35,6 +35,10 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
+# What its caller may have queued once more. That is a new life of the job, not a way out of its end.
+RETRYABLE = frozenset({JobState.FAILED, JobState.EXPIRED})
+
+
 def sources_of(state: JobState) -> tuple[JobState, ...]:
     """The states from which ``state`` can be reached."""
     return tuple(start for start, ends in TRANSITIONS.items() if state in ends)

@@ -6,7 +6,7 @@ an outcome. All ends of jobs pass through here, so that nobody waits for news th
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from api.job_news import JobNews
@@ -45,7 +45,7 @@ class JobRunner:
         concurrency: int = 8,
         forget_seconds: float = 10.0,
     ) -> None:
-        self._store = store
+        self.store = store
         self._dialects = dialects
         self._concurrency = concurrency
         self._forget_seconds = forget_seconds
@@ -82,24 +82,30 @@ class JobRunner:
         """As ``JobStore.create``; raises ``CapacityError`` ``shutting_down`` too."""
         if new.dialect not in self._dialects:
             raise ValueError(f"nothing carries out jobs of {new.dialect!r}")
-        if self._stopping:
-            raise CapacityError("shutting_down", "this server is shutting down; try again shortly")
-        job = await self._store.create(new)
+        self._refuse_when_stopping()
+        job = await self.store.create(new)
         self._wake.set()
         return job
 
     async def cancel(self, owner: str, id: str) -> JobRecord:
         """The job after it; one that had ended stays as it was. Raises as ``JobStore.get`` does."""
-        job = await self._store.cancel(owner, id)
+        job = await self.store.cancel(owner, id)
         run = self._runs.get(id)
         if run is not None and job.state is JobState.CANCELLED:
             run.cancel()
         self._news.left(id)
         return job
 
+    async def retry(self, owner: str, id: str) -> JobRecord:
+        """As ``JobStore.retry``; raises ``CapacityError`` ``shutting_down`` too."""
+        self._refuse_when_stopping()
+        job = await self.store.retry(owner, id)
+        self._wake.set()
+        return job
+
     async def purge_queue(self, owner: str) -> int:
         """Cancel what the owner has waiting; how many."""
-        ids = await self._store.purge_queue(owner)
+        ids = await self.store.purge_queue(owner)
         for id in ids:
             self._news.left(id)
         return len(ids)
@@ -113,7 +119,7 @@ class JobRunner:
         end = clock() + seconds
         with self._news.listen(id) as listener:
             while True:
-                job = await self._store.get(owner, id)
+                job = await self.store.get(owner, id)
                 if job.state.terminal or self._drained or not await listener.heard(max(end - clock(), 0)):
                     return job
 
@@ -121,22 +127,26 @@ class JobRunner:
         """Where a running job stands, if it has said so. The caller has looked whose it is."""
         return self._news.progress(id)
 
-    async def follow(self, owner: str, id: str) -> AsyncIterator[Progress]:
+    async def follow(self, owner: str, id: str) -> AsyncGenerator[Progress, None]:
         """What a job reports, from now to its end; a slow reader gets the latest only.
 
         Raises as ``JobStore.get`` does.
         """
         with self._news.listen(id, progress=True) as listener:
-            await self._store.get(owner, id)
+            await self.store.get(owner, id)
             seen: Progress | None = None
             while not (self._drained or listener.over):
                 latest = self._news.progress(id)
-                if latest is None and (await self._store.get(owner, id)).state.terminal:
+                if latest is None and (await self.store.get(owner, id)).state.terminal:
                     return
                 if latest is not None and latest is not seen:
                     seen = latest
                     yield latest
                 await listener.heard()
+
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping:
+            raise CapacityError("shutting_down", "this server is shutting down; try again shortly")
 
     # The two loops.
 
@@ -155,7 +165,7 @@ class JobRunner:
 
     async def _claim(self, free: int) -> list[JobRecord]:
         try:
-            return await self._store.claim(free)
+            return await self.store.claim(free)
         except ServingError as error:
             log.error("no job can be taken: %s", error)
         except Exception:  # the loop goes on, whatever one look at the jobs met
@@ -167,11 +177,11 @@ class JobRunner:
         forget_at = clock()
         while True:
             try:
-                for id in await self._store.expire_queued():
+                for id in await self.store.expire_queued():
                     self._news.left(id)
                 if clock() >= forget_at:
                     forget_at = clock() + self._forget_seconds
-                    await self._store.forget()
+                    await self.store.forget()
             except ServingError as error:
                 log.error("the job store cannot be tidied: %s", error)
             except Exception:
@@ -224,7 +234,7 @@ class JobRunner:
         """What is left of the shorter of its two limits."""
         limits = [] if job.execution_timeout is None else [job.execution_timeout]
         if job.deadline is not None:
-            limits.append(max(job.deadline - self._store.clock(), 0.0))
+            limits.append(max(job.deadline - self.store.clock(), 0.0))
         return min(limits, default=None)
 
     async def _conclude(self, job: JobRecord, run: "asyncio.Task[JobOutcome]", late: bool) -> None:
@@ -250,21 +260,19 @@ class JobRunner:
         """A result that the store has no room for waits a while, and holds its place among the runs
         meanwhile: nothing new is begun that could not be kept either."""
         try:
-            await self._insist(lambda: self._store.succeed(job.id, job.lease, outcome), _STORE_SECONDS)
+            await self._insist(lambda: self.store.succeed(job.id, job.lease, outcome), _STORE_SECONDS)
         except ServingError as error:
             await self._fail(job, error)
 
     async def _fail(self, job: JobRecord, error: ServingError, *, expired: bool = False) -> None:
-        await self._insist(lambda: self._store.fail(job.id, job.lease, error, expired=expired))
+        await self._insist(lambda: self.store.fail(job.id, job.lease, error, expired=expired))
 
     async def _release(self, job: JobRecord, error: ServingError, *, counted: bool) -> None:
         delay = error.retry_after or _FIRST_BACK_OFF * 2.0 ** min(job.lease - 1, 10)
         delay = 0.0 if self._stopping else min(delay, _LONGEST_BACK_OFF)
         if error.code in _EVERYBODYS:
             self._paused_until = asyncio.get_running_loop().time() + delay
-        await self._insist(
-            lambda: self._store.release(job.id, job.lease, error, delay=delay, counted=counted)
-        )
+        await self._insist(lambda: self.store.release(job.id, job.lease, error, delay=delay, counted=counted))
 
     async def _insist(self, change: Callable[[], Awaitable[bool]], seconds: float | None = None) -> None:
         """Until the store takes it, ``seconds`` are over or this process is about to end."""

@@ -116,6 +116,17 @@ class JobStore:
         """The job after it; one that had ended stays as it was. Raises as ``get`` does."""
         return await self._write(partial(job_table.cancel, owner=owner, id=id, now=self.clock()))
 
+    async def retried(self) -> int:
+        """Jobs that are kept, of everybody, and were begun more than once."""
+        return await self._read(job_lookup.retried)
+
+    async def retry(self, owner: str, id: str) -> JobRecord:
+        """Queue a job again that failed or took too long. Raises as ``get`` does, ``RequestError``
+        ``conflict`` for any other, and ``CapacityError`` ``queue_full``."""
+        return await self._write(
+            partial(job_table.retry, owner=owner, id=id, limits=self.limits, now=self.clock())
+        )
+
     async def purge_queue(self, owner: str) -> list[str]:
         """Cancel what the owner has waiting; the ids."""
         return await self._write(partial(job_table.purge_queue, owner=owner, now=self.clock()))

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from api.job_lookup import get, record
-from api.job_record import JobOutcome, JobRecord, JobState, NewJob, StoreLimits, sources_of
+from api.job_record import RETRYABLE, JobOutcome, JobRecord, JobState, NewJob, StoreLimits, sources_of
 from core.errors import CapacityError, RequestError, ServingError
 
 _LIVE = "state IN ('queued', 'running')"
@@ -162,6 +162,27 @@ def cancel(db: sqlite3.Connection, owner: str, id: str, now: float) -> JobRecord
     return get(db, owner, id)
 
 
+def retry(db: sqlite3.Connection, owner: str, id: str, limits: StoreLimits, now: float) -> JobRecord:
+    """Queue a job again that failed or took too long, under its id and with all of its attempts and time.
+
+    Raises as ``get`` does, ``RequestError`` ``conflict`` for any other, and ``CapacityError`` ``queue_full``.
+    """
+    state = get(db, owner, id).state
+    if state not in RETRYABLE:
+        message = f"the job is {state}; only one that failed or took too long can be retried"
+        raise RequestError("conflict", message)
+    seq, size = db.execute("SELECT seq, size FROM job WHERE id = ?", (id,)).fetchone()
+    _check_room(db, size, limits)
+    db.execute(
+        "UPDATE job SET state = 'queued', attempts = 0, not_before = ?1,"
+        " deadline = ?1 + (deadline - created), started = NULL, finished = NULL, expires = NULL,"
+        " error_code = NULL, error_message = NULL WHERE seq = ?2",
+        (now, seq),
+    )
+    db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))  # what it would tell is no longer so
+    return get(db, owner, id)
+
+
 def purge_queue(db: sqlite3.Connection, owner: str, now: float) -> list[str]:
     """Cancel what an owner has waiting; the ids."""
     waiting = db.execute(
@@ -210,10 +231,13 @@ def _end(
     code: str | None = None,
     message: str | None = None,
 ) -> None:
-    """The one way to a terminal state: the body goes, the keeping begins, the webhook is owed."""
-    ending = "finished = ?, expires = ? + keep, error_code = ?, error_message = ?, size = 0"
+    """The one way to a terminal state: the keeping begins, the webhook is owed, and the body goes unless
+    it may be tried again."""
+    ending = "finished = ?, expires = ? + keep, error_code = ?, error_message = ?"
     _advance(db, seq, to, ending, (now, now, code, message))
-    db.execute("DELETE FROM body WHERE seq = ?", (seq,))
+    if to not in RETRYABLE:
+        db.execute("UPDATE job SET size = 0 WHERE seq = ?", (seq,))
+        db.execute("DELETE FROM body WHERE seq = ?", (seq,))
     db.execute(
         "INSERT INTO outbox SELECT seq, 0, ? FROM job WHERE seq = ? AND webhook IS NOT NULL", (now, seq)
     )

@@ -14,11 +14,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from api.flat import FALLBACK_PROMPT, FlatDialect
 from core.errors import ExecutionError, RequestError, ServingError
-from core.service import Submit
-from serverless.bucket import Bucket
-from serverless.output import OutputGuard, refusal
+from serverless.execution import Execution
+from serverless.output import refusal
 from serverless.progress import ProgressFeed
 
 log = logging.getLogger(__name__)
@@ -42,18 +40,14 @@ class JobHandler:
 
     def __init__(
         self,
-        submit: Submit,
-        dialect: FlatDialect,
-        guard: OutputGuard,
+        execution: Execution,
         tell: Tell,
         *,
         progress_seconds: float = 1.0,
         remember: int = 8,
         remember_bytes: int = 64 * 2**20,
     ) -> None:
-        self._submit = submit
-        self._dialect = dialect
-        self._guard = guard
+        self._execution = execution
         self._tell = tell
         self._progress_seconds = progress_seconds
         self._remember = remember
@@ -99,17 +93,14 @@ class JobHandler:
 
     async def _answer(self, job: dict[str, Any], job_id: str, arrived: float) -> dict[str, Any]:
         try:
-            bucket = Bucket.of_job(job["s3Config"]) if job.get("s3Config") is not None else None
             # Unique also when a stopped job comes again while its row is still leaving the batch.
             request_id = f"{job_id}/{next(self._executions)}"
-            asked = await self._dialect.parse(
-                _input(job), id=request_id, prompt_fallback=FALLBACK_PROMPT, arrived=arrived
-            )
             async with ProgressFeed(
                 lambda update: self._tell(job_id, update), self._progress_seconds
             ) as feed:
-                result = await self._submit(asked.request, feed)
-                answer = await self._guard(asked, result, job_id, bucket)
+                answer = await self._execution(
+                    job, feed, job_id=job_id, request_id=request_id, arrived=arrived
+                )
         except ServingError as error:
             return refusal(error)
         except asyncio.CancelledError:
@@ -133,37 +124,6 @@ def _nbytes(answer: "asyncio.Task[dict[str, Any]]") -> int:
     if answer.cancelled():
         return 0
     return sum(len(value) for value in answer.result().values() if isinstance(value, str))
-
-
-def _input(job: dict[str, Any]) -> dict[str, Any]:
-    given = job.get("input")
-    if not isinstance(given, dict):
-        raise RequestError(
-            "invalid_parameter",
-            'the job has no "input" object; send {"input": {"prompt": …, "image_base64": …}}',
-            param="input",
-        )
-    if "openai_route" in given or "openai_input" in given:
-        raise RequestError(
-            "invalid_parameter",
-            "this worker does not serve OpenAI routes; send prompt and image_base64 in input",
-            param="openai_route",
-        )
-    for value in given.values():
-        # The SDK's JSON reader lets half a surrogate pair pass, and no writer can send it back.
-        if isinstance(value, str) and not value.isascii() and not _is_unicode(value):
-            raise RequestError(
-                "invalid_parameter", "a text in input holds half a surrogate pair; send valid Unicode"
-            )
-    return given
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _being_cancelled() -> bool:

@@ -19,6 +19,8 @@ from core.service import Admit, HealthProbe, Submit
 from core.stats import BatchingCounts, ModelCounts, Stats
 from serverless import access, worker
 from serverless.bucket import Bucket
+from serverless.durable import durable_jobs
+from serverless.execution import Execution
 from serverless.fitness import checks
 from serverless.jobs import JobHandler, Tell
 from serverless.local import Recorder, printable
@@ -101,37 +103,52 @@ class Modes:
         for warning in access.warnings(settings):
             log.warning(warning)
         tracing = _tracing(settings.otel_exporter_otlp_endpoint)
-        app = create_app(
-            self.submit,
-            self.catalog,
-            health,
-            ApiOptions(
-                max_body_bytes=settings.max_body_mb * MIB,
-                output_format=settings.output_format,
-                images_response_format=settings.images_default_response_format,
-                timeout=settings.request_timeout_seconds,
-                profile=settings.api_profile,
-                log_prompts=settings.log_prompts,
-                metrics_enabled=settings.metrics_enabled,
-            ),
-            intake=self.intake,
-            admit=admit,
-            files=FileStore(
-                FileOptions(
-                    folder=settings.data_dir,
-                    base_url=settings.base_url,
-                    keep_seconds=settings.keep_files_hours * 3600,
-                    keep_bytes=int(settings.keep_files_gb * 10**9),
-                )
-            ),
-            stats=partial(Stats.of, *counts),
-            access=access.options(settings),
-            tracing=tracing,
-        )
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds
         )
-        serve(app, options, drain=drain, on_listening=lambda: _call(on_listening))
+        files = FileStore(
+            FileOptions(
+                folder=settings.data_dir,
+                base_url=settings.base_url,
+                keep_seconds=settings.keep_files_hours * 3600,
+                keep_bytes=int(settings.keep_files_gb * 10**9),
+            )
+        )
+        with durable_jobs(settings, self._execution(self.submit), concurrency=self._slots) as jobs:
+            app = create_app(
+                self.submit,
+                self.catalog,
+                health,
+                ApiOptions(
+                    max_body_bytes=settings.max_body_mb * MIB,
+                    output_format=settings.output_format,
+                    images_response_format=settings.images_default_response_format,
+                    timeout=settings.request_timeout_seconds,
+                    profile=settings.api_profile,
+                    log_prompts=settings.log_prompts,
+                    metrics_enabled=settings.metrics_enabled,
+                ),
+                intake=self.intake,
+                admit=admit,
+                files=files,
+                stats=partial(Stats.of, *counts),
+                access=access.options(settings),
+                tracing=tracing,
+                job_runner=None if jobs is None else jobs.runner,
+            )
+
+            def listening() -> None:
+                if jobs is not None:
+                    jobs.start()
+                on_listening()
+
+            def drain_both(seconds: float) -> None:
+                queued = None if jobs is None else jobs.drain(seconds)
+                drain(seconds)
+                if queued is not None:
+                    queued.result()
+
+            serve(app, options, drain=drain_both, on_listening=listening)
         if tracing is not None:
             tracing.close()
 
@@ -141,6 +158,9 @@ class Modes:
         return 2 * self.settings.batch_size
 
     def _handler(self, submit: Submit, tell: Tell) -> JobHandler:
+        return JobHandler(self._execution(submit), tell, remember=self._slots)
+
+    def _execution(self, submit: Submit) -> Execution:
         settings = self.settings
         dialect = FlatDialect(
             catalog=self.catalog,
@@ -152,7 +172,7 @@ class Modes:
         chosen = {_host(bucket.endpoint)} if bucket else set[str]()
         uploads = GuardedFetch(max_bytes=MIB, timeout=60, allow_hosts=settings.fetch_allow_hosts | chosen)
         guard = OutputGuard(dialect.render_output, int(settings.max_output_mb * MB), bucket, uploads.put)
-        return JobHandler(submit, dialect, guard, tell, remember=self._slots)
+        return Execution(submit, dialect, guard)
 
 
 def cannot_start(error: Exception, *, serving: bool) -> int:
@@ -186,10 +206,6 @@ def _tracing(endpoint: str | None) -> "Tracing | None":
 
 async def _show(job_id: str, update: dict[str, object]) -> None:
     print(f"{update['state']}: step {update['step']} of {update['steps']}", flush=True)
-
-
-def _call(function: Callable[[], object]) -> None:
-    function()
 
 
 def _host(url: str) -> str:

@@ -37,7 +37,7 @@ class OutputGuard:
 
     def __init__(self, render: Render, limit: int, bucket: Bucket | None, put: Put) -> None:
         self._render = render
-        self._limit = limit
+        self.limit = limit
         self._bucket = bucket
         self._put = put
 
@@ -47,14 +47,14 @@ class OutputGuard:
         """Raises ``ExecutionError`` ``output_too_large``, or ``pipeline_error`` for what is no JSON."""
         asked = await self._render(job, result)
         smallest = measure(asked)
-        if smallest <= self._limit:
+        if smallest <= self.limit:
             return asked
         for image_format in SMALLER:
             if image_format == job.output_format:
                 continue
             answer = await self._render(replace(job, output_format=image_format), result)
             size = measure(answer)
-            if size <= self._limit:
+            if size <= self.limit:
                 return answer
             smallest = min(size, smallest)
         bucket = bucket or self._bucket
@@ -63,7 +63,7 @@ class OutputGuard:
         raise ExecutionError(
             "output_too_large",
             f"the result is {smallest / MB:.3g} MB in its smallest format, over the limit of "
-            f"{self._limit / MB:g} MB; ask for a smaller width and height, or give the job an s3Config "
+            f"{self.limit / MB:g} MB; ask for a smaller width and height, or give the job an s3Config "
             "(the operator can set BUCKET_ENDPOINT_URL or raise MAX_OUTPUT_MB)",
         )
 
@@ -75,11 +75,23 @@ class OutputGuard:
         except ServingError as error:
             raise ExecutionError(
                 "output_too_large",
-                f"the result is over the limit of {self._limit / MB:g} MB and the bucket did not take it: "
+                f"the result is over the limit of {self.limit / MB:g} MB and the bucket did not take it: "
                 f"{message_of(error)}",
             ) from None
         answer = {name: value for name, value in answer.items() if name != "image"}
         return answer | {"image_url": url}
+
+
+def within(limit: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """``answer``. Raises ``ExecutionError`` as ``measure`` does, and ``output_too_large``."""
+    size = measure(answer)
+    if size > limit:
+        raise ExecutionError(
+            "output_too_large",
+            f"the result is {size / MB:.3g} MB, over the limit of {limit / MB:g} MB; ask for smaller or "
+            "fewer pictures, or for JPEG (the operator can raise MAX_OUTPUT_MB)",
+        )
+    return answer
 
 
 def measure(answer: dict[str, Any]) -> int:

@@ -54,7 +54,8 @@ class HttpSettings(BaseSettings):
     keep_jobs_gb: float = Field(4, gt=0, description="disk for jobs in GB; the oldest finished leave first")
     max_jobs: int = Field(1000, ge=1, description="most asynchronous jobs waiting; further ones get 429")
     webhook_secret: SecretStr | None = Field(
-        None, description="signs webhooks: HMAC-SHA256 of the body, in X-Signature-256"
+        None,
+        description="signs webhooks as standardwebhooks.com says (HMAC-SHA256); text, or whsec_ and base64",
     )
 
     # Answers

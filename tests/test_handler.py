@@ -28,6 +28,7 @@ def environment(tmp_path: Path, **given: str) -> dict[str, str]:
         "CACHE_DIR": str(tmp_path / "cache"),
         "HF_HOME": str(tmp_path / "hf"),
         "OUTPUT_DIR": str(tmp_path / "out"),
+        "DATA_DIR": str(tmp_path / "data"),
         "OMP_NUM_THREADS": "1",
     }
     return os.environ | own | given

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,12 +24,13 @@ from PIL import Image as Pillow
 from api.app import AccessOptions, ApiOptions, create_app
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
+from api.job_service import JobService
 from api.server import ServerOptions, make_server
 from core.catalog import Catalog
 from core.errors import ServingError
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult, OnProgress, Progress
-from core.service import Health
+from core.service import Health, Submit
 from core.spec import PipelineSpec
 from core.stats import Stats
 
@@ -177,6 +178,13 @@ class Served:
     connections: Callable[[], int]
 
 
+Keeping = Callable[[Submit, ImageIntake], AbstractContextManager[JobService | None]]
+
+
+def _keeps_nothing(submit: Submit, intake: ImageIntake) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @contextmanager
 def serving(
     api: ApiOptions | None = None,
@@ -187,15 +195,18 @@ def serving(
     clock: Callable[[], float] = time.time,
     access: AccessOptions | None = None,
     stats: Callable[[], Stats] = Stats,
+    keeping: Keeping = _keeps_nothing,
 ) -> Iterator[Served]:
-    """The application under its real server, in a thread of its own."""
+    """The application under its real server, in a thread of its own; ``keeping`` opens a job store."""
     painter, probe = Painter(), Probe()
     listener = socket.create_server(("127.0.0.1", 0))
     listening = threading.Event()
     with (
         intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used,
         TemporaryDirectory(prefix="batchmux") as folder,
+        ExitStack() as stack,
     ):
+        jobs = stack.enter_context(keeping(painter, used))
         app = create_app(
             painter,
             CATALOG,
@@ -206,9 +217,16 @@ def serving(
             files=FileStore(files or FileOptions(folder=Path(folder)), clock),
             access=access,
             stats=stats,
+            job_runner=None if jobs is None else jobs.runner,
         )
+
+        def on_listening() -> None:
+            if jobs is not None:
+                jobs.start()
+            listening.set()
+
         running = make_server(
-            app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
+            app, server or ServerOptions(), drain=lambda seconds: None, on_listening=on_listening
         )
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
@@ -221,6 +239,8 @@ def serving(
                 lambda: len(running.server_state.connections),
             )
         finally:
+            if jobs is not None:
+                jobs.drain(0).result(10)
             running.should_exit = True
             thread.join(15)
             assert not thread.is_alive()

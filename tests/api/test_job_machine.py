@@ -39,6 +39,7 @@ class Model:
     new: NewJob
     created: float
     state: JobState = QUEUED
+    since: float = 0.0  # when its time began
     attempts: int = 0
     lease: int = 0
     not_before: float = 0.0
@@ -49,6 +50,14 @@ class Model:
     @property
     def live(self) -> bool:
         return self.state in (QUEUED, RUNNING)
+
+    @property
+    def has_body(self) -> bool:
+        return not self.gone and self.state not in (JobState.SUCCEEDED, JobState.CANCELLED)
+
+    @property
+    def nbytes(self) -> int:
+        return 1024 + len(self.result or b"") + len(self.new.body) * self.has_body
 
     def end(self, state: JobState) -> None:
         self.state = state
@@ -104,7 +113,7 @@ class JobMachine(RuleBasedStateMachine):
             job, fresh = self.module.create(self.db, new, LIMITS, self.now)
             assert fresh
             assert job.id not in self.jobs
-            self.jobs[job.id] = Model(new, self.now)
+            self.jobs[job.id] = Model(new, self.now, since=self.now)
 
     @rule(seconds=st.sampled_from([0.5, 8.0, 45.0]))
     def time_passes(self, seconds: float) -> None:
@@ -131,7 +140,7 @@ class JobMachine(RuleBasedStateMachine):
             assert len(self.running()) == 1, "a last attempt has company"
 
     def is_ready(self, job: Model) -> bool:
-        in_time = job.new.ttl is None or job.created + job.new.ttl > self.now
+        in_time = job.new.ttl is None or job.since + job.new.ttl > self.now
         return job.state is QUEUED and job.not_before <= self.now and in_time
 
     @precondition(lambda self: self.runs)
@@ -186,6 +195,21 @@ class JobMachine(RuleBasedStateMachine):
             job.end(JobState.CANCELLED)
         assert self.module.cancel(self.db, owner, id, self.now).state is job.state
 
+    @precondition(lambda self: any(not job.live for job in self.jobs.values()))
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        ended = [(id, job) for id, job in self.jobs.items() if not job.live]
+        id, job = ended[data.draw(st.integers(0, len(ended) - 1))]
+        live = [other for other in self.jobs.values() if other.live]
+        held = sum(len(other.new.body) for other in live) + len(job.new.body)
+        if job.gone or not job.has_body or len(live) >= 6 or (live and held > 60):
+            with pytest.raises(ServingError):
+                self.module.retry(self.db, job.new.owner, id, LIMITS, self.now)
+            return
+        self.module.retry(self.db, job.new.owner, id, LIMITS, self.now)
+        job.state, job.attempts, job.since, job.not_before = QUEUED, 0, self.now, self.now
+        job.owes_call = False
+
     @rule(what=st.sampled_from(["purge", "expire", "forget"]), owner=st.sampled_from(OWNERS))
     def keep_house(self, what: str, owner: str) -> None:
         if what == "purge":
@@ -206,11 +230,9 @@ class JobMachine(RuleBasedStateMachine):
             job = self.jobs[id]
             assert job.state is QUEUED
             assert job.new.ttl is not None
-            assert job.created + job.new.ttl <= self.now
+            assert job.since + job.new.ttl <= self.now
             job.end(JobState.EXPIRED)
-        late = [
-            j for j in self.jobs.values() if j.state is QUEUED and j.new.ttl and j.created + 10 <= self.now
-        ]
+        late = [j for j in self.jobs.values() if j.state is QUEUED and j.new.ttl and j.since + 10 <= self.now]
         assert not late
 
     @rule()
@@ -229,7 +251,7 @@ class JobMachine(RuleBasedStateMachine):
             if id not in kept:
                 assert not job.live, "a live job was forgotten"
                 job.gone, job.owes_call = True, False
-        finished = sum(1024 + len(j.result or b"") for j in self.jobs.values() if not j.live and not j.gone)
+        finished = sum(j.nbytes for j in self.jobs.values() if not j.live and not j.gone)
         assert finished <= LIMITS.keep_bytes
 
     @rule(settled=st.booleans())
@@ -252,7 +274,7 @@ class JobMachine(RuleBasedStateMachine):
         owed = {id for (id,) in self.db.execute("SELECT id FROM outbox JOIN job USING (seq)")}
         assert owed == {id for id, job in self.jobs.items() if job.owes_call}
         (bodies,) = self.db.execute("SELECT count(*) FROM body").fetchone()
-        assert bodies == sum(job.live for job in self.jobs.values())
+        assert bodies == sum(job.has_body for job in self.jobs.values())
 
 
 TestJobs = JobMachine.TestCase

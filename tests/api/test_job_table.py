@@ -11,7 +11,18 @@ from api.job_lookup import counts, get, page
 from api.job_outbox import settle, take_owed
 from api.job_record import JobOutcome, JobRecord, JobState, StoreLimits
 from api.job_retention import forget
-from api.job_table import cancel, claim, create, expire_queued, fail, purge_queue, recover, release, succeed
+from api.job_table import (
+    cancel,
+    claim,
+    create,
+    expire_queued,
+    fail,
+    purge_queue,
+    recover,
+    release,
+    retry,
+    succeed,
+)
 from core.errors import CapacityError, ExecutionError, RequestError, ServingError
 from tests.api.jobs import START, new_job, table
 
@@ -61,14 +72,46 @@ def test_a_job_goes_its_way(db: sqlite3.Connection) -> None:
 
 
 def test_an_end_takes_the_body_away(db: sqlite3.Connection) -> None:
-    """Pictures that nobody will read again would fill the disk."""
+    """Pictures that nobody will read again would fill the disk; only what failed can be tried again."""
     ids = add(db, 3)
     cancel(db, "ann", ids[0], START)
     jobs = begin(db, 2)
     fail(db, jobs[0].id, jobs[0].lease, FAULT, START)
     succeed(db, jobs[1].id, jobs[1].lease, RESULT, START)
-    assert db.execute("SELECT count(*) FROM body").fetchone() == (0,)
-    assert db.execute("SELECT sum(size) FROM job").fetchone() == (len(RESULT.data),)
+    held = db.execute("SELECT id, size FROM body JOIN job USING (seq)").fetchall()
+    assert held == [(jobs[0].id, len(b"body"))], "what is kept counts against the store's bytes"
+    assert db.execute("SELECT sum(size) FROM job").fetchone() == (len(b"body") + len(RESULT.data),)
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_what_failed_can_be_queued_again(db: sqlite3.Connection, expired: bool) -> None:
+    """Under its id, with all of its time and attempts; the call that was owed would tell what is no more."""
+    (id,) = add(db, ttl=500.0, webhook="https://a.example/")
+    (job,) = begin(db)
+    fail(db, id, job.lease, FAULT, START + 110, expired=expired)
+    again = retry(db, "ann", id, LIMITS, START + 200)
+    assert (again.state, again.attempts, again.deadline) == (JobState.QUEUED, 0, START + 700)
+    assert (again.finished, again.error_code) == (None, None)
+    assert take_owed(db, 9, START + 999, 1) == []
+    (run,) = begin(db, now=START + 201)
+    assert (run.body, run.lease, run.attempts) == (b"body", 2, 1)
+    assert succeed(db, id, run.lease, RESULT, START + 202)
+    assert len(take_owed(db, 9, START + 999, 1)) == 1
+
+
+def test_nothing_else_can_be_queued_again(db: sqlite3.Connection) -> None:
+    """A job that succeeded has its one answer, one that was cancelled is not wanted."""
+    waiting, done, unwanted = add(db, 3)
+    cancel(db, "ann", unwanted, START)
+    with pytest.raises(RequestError, match="can be retried"):
+        retry(db, "ann", waiting, LIMITS, START)
+    jobs = begin(db, 2)
+    succeed(db, done, jobs[1].lease, RESULT, START)
+    for id in (waiting, done, unwanted):
+        with pytest.raises(RequestError, match="can be retried"):
+            retry(db, "ann", id, LIMITS, START)
+    with pytest.raises(RequestError, match="no such job"):
+        retry(db, "bob", done, LIMITS, START)
 
 
 def test_a_second_end_changes_nothing(db: sqlite3.Connection) -> None:

@@ -16,6 +16,7 @@ from api.intake import Fetch, ImageIntake, IntakeOptions
 from core.errors import CapacityError, OutOfDeviceMemory
 from core.request import InferenceRequest
 from core.result import InferenceResult, OnProgress, Progress
+from serverless.execution import Execution
 from serverless.jobs import JobHandler
 from serverless.output import OutputGuard
 from tests.serverless.edits import dialect, is_own, job, photograph
@@ -40,9 +41,7 @@ class Bench:
         language = dialect(intake)
         guard = OutputGuard(language.render_output, 18_000_000, None, _no_upload)
         self.handler = JobHandler(
-            self.submit,
-            language,
-            guard,
+            Execution(self.submit, language, guard),
             self.tell,
             progress_seconds=progress_seconds,
             remember=2,
