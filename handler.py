@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,10 @@ log = logging.getLogger("batchmux")
 
 
 def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] in usage.SUBCOMMANDS:
+        from command import app
+
+        return app.run(arguments)
     command = usage.parse(arguments, settings.describe())
     try:
         config = settings.load()
@@ -48,18 +53,11 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
             os.kill(os.getpid(), signal.SIGTERM)  # which both loops answer by finishing what they hold
 
     def health() -> Health:
-        stats, loaded = mux.stats(), models.status()
-        state = "loading" if loaded.state == "idle" else loaded.state
-        return Health(
-            state="failed" if stats.fatal else "draining" if stats.draining else state,
-            model=rows.default.name,
-            detail=stats.fatal or loaded.detail,
-            gpu_available=bool(loaded.gpu_available),
-            lightning_enabled=loaded.lightning_enabled,
-            counts=stats.counts,
-            caches=loaded.caches,
-            retry_after=loaded.retry_after,
-        )
+        stats, loaded = mux.stats(), asdict(models.status())
+        if stats.fatal or stats.draining or loaded["state"] == "idle":
+            loaded["state"] = "failed" if stats.fatal else "draining" if stats.draining else "loading"
+        loaded |= {"detail": stats.fatal or loaded["detail"], "gpu_available": bool(loaded["gpu_available"])}
+        return Health(model=rows.default.name, counts=stats.counts, **loaded)
 
     policy, pictures = BatchPolicy(**config.batching), modes.intake_options(config)
     with BatchMux(models.acquire, policy, on_fatal=end) as mux, ImageIntake(pictures) as intake:

@@ -10,6 +10,9 @@ from serverless.local import DEFAULT_INPUT
 # Options of the runpod SDK that reach it through sys.argv; ``--test_input`` is ours.
 _SDK_PREFIX = "--rp_"
 
+# What ``command.app`` reads, with options of its own.
+SUBCOMMANDS = frozenset({"edit", "generate", "models", "jobs"})
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -39,7 +42,8 @@ def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) ->
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Makes and edits images. On RunPod it takes jobs; with STANDALONE_MODE=1 it serves HTTP; "
-        "elsewhere it runs one test job.",
+        "elsewhere it runs one test job. `edit`, `generate`, `models` and `jobs` are commands of their own: "
+        "`python handler.py edit --help`.",
         epilog=f"settings (environment variables, also read from .env):\n\n{table(settings)}",
     )
     parser.add_argument(

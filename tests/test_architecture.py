@@ -21,6 +21,11 @@ MAY_IMPORT = {
     "handler": {
         *("settings", "core", "batching", "api", "serverless"),
         *("pipelines.registry", "pipelines.manager"),
+        "command.app",
+    },
+    "command": {
+        *("command", "settings", "core", "api", "batching"),
+        *("pipelines.registry", "pipelines.manager", "serverless.modes"),
     },
     "gateway": {"core", "api", "settings", "gateway"},
 }
@@ -37,6 +42,7 @@ CONFINED = {
     "torchao": ("pipelines/",),
     "fastapi": ("api/app.py", "gateway/app.py"),
     "runpod": ("serverless/worker.py",),
+    "click": ("command/",),
     "threading": ("batching/mux.py", "api/job_writer.py"),
 }
 BANNED = {"asyncio": ("batching/", "pipelines/")}
