@@ -48,8 +48,9 @@ def show(url: str | None, api_key: str | None, job_id: str) -> None:
 def cancel(url: str | None, api_key: str | None, job_id: str) -> None:
     """End a job before it is done."""
     page = _told(lambda: _server(url, api_key).delete(f"/jobs/{quote(job_id, safe='')}"), job_id)
-    message = page.get("message") if isinstance(page, dict) else None
-    click.echo(message if isinstance(message, str) else f"{job_id} is cancelled")
+    told = page if isinstance(page, dict) else {}
+    # A job that has ended stays as it is, and only its state tells.
+    click.echo(told.get("message") or f"{job_id}: {told.get('state', 'cancelled')}")
 
 
 def _server(url: str | None, api_key: str | None) -> Server:
@@ -80,7 +81,8 @@ def _lines(page: Any) -> Iterator[str]:
         raise Failure("the server's list of jobs is in no form known here", FAILED)
     for row in rows:
         if isinstance(row, dict):
-            shown = (row.get("job_id") or row.get("id"), row.get("status"), row.get("created_at"))
+            state = row.get("state") or row.get("status")
+            shown = (row.get("id") or row.get("job_id"), state, row.get("created_at"))
             yield "  ".join("-" if value is None else str(value) for value in shown)
 
 

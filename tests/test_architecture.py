@@ -59,7 +59,7 @@ NOBODYS_FILES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 
 
 def sources(root: Path) -> list[Path]:
-    hidden_or_made = ("out", "models", "__pycache__")
+    hidden_or_made = ("out", "models", "__pycache__", "node_modules")
     return sorted(
         path
         for path in root.rglob("*.py")

@@ -174,13 +174,14 @@ def serving(
     images: IntakeOptions | None = None,
     server: ServerOptions | None = None,
     intake: ImageIntake | None = None,
+    catalog: Catalog = CATALOG,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own."""
     painter, probe = Painter(), Probe()
     listener = socket.create_server(("127.0.0.1", 0))
     listening = threading.Event()
     with intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used:
-        app = create_app(painter, CATALOG, probe, api or ApiOptions(), intake=used, admit=painter.admit)
+        app = create_app(painter, catalog, probe, api or ApiOptions(), intake=used, admit=painter.admit)
         running = make_server(
             app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
         )

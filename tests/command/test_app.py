@@ -295,12 +295,15 @@ def test_models_of_a_server_and_of_this_machine(
 
 
 JOBS = [
-    {"job_id": "b2", "status": "running", "created_at": "2026-11-21T10:00:00Z"},
-    {"job_id": "a1", "status": "completed", "created_at": "2026-11-21T09:00:00Z"},
+    {"id": "b2", "state": "running", "created_at": "2026-11-21T10:00:00.000+00:00"},
+    {"id": "a1", "state": "completed", "created_at": "2026-11-21T09:00:00.000+00:00"},
 ]
+KEYED = {
+    job["id"]: {"job_id": job["id"], "status": job["state"], "created_at": job["created_at"]} for job in JOBS
+}
 
 
-@pytest.mark.parametrize("page", [{"jobs": JOBS, "after": "a1"}, {job["job_id"]: job for job in JOBS}])
+@pytest.mark.parametrize("page", [{"jobs": JOBS, "after": "a1"}, KEYED])
 def test_jobs_are_listed(
     here: Path,
     remote: Remote,
@@ -324,8 +327,8 @@ def test_a_job_is_shown_without_its_picture_and_cancelled(
     show, cancel = (("jobs", verb, "a1", "--url", remote.url("")) for verb in ("show", "cancel"))
     _, shown, _ = typed_here(here, monkeypatch, capsys, *show)
     assert json.loads(shown)["result"] == {"image": "(5000 characters)", "seed": 7}
-    remote.routes["/jobs/a1"] = content(b'{"message": "Job a1 cancelled"}')
-    assert typed_here(here, monkeypatch, capsys, *cancel)[1] == "Job a1 cancelled\n"
+    remote.routes["/jobs/a1"] = content(json.dumps(job | {"state": "cancelled"}).encode())
+    assert typed_here(here, monkeypatch, capsys, *cancel)[1] == "a1: cancelled\n"
 
 
 @pytest.fixture
