@@ -2,13 +2,13 @@
 # pip's own configuration decides where packages come from (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf).
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint types fix bench pocket-eval
+.PHONY: help run serve test clients check lint types fix bench pocket-eval
 .DELETE_ON_ERROR:
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
-BENCHES := mux_overhead scheduler_sim http_load denoising image_path step_batching pocket_edit gpu job_store
+BENCHES := mux_overhead scheduler_sim http_load denoising image_path step_batching pocket_edit gpu job_store http_overhead
 MODEL := $(or $(DEFAULT_MODEL),pocket-edit)
 
 help: ## show this list
@@ -22,6 +22,9 @@ serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoint
 
 test: $(VENV)/.dev ## run the tests
 	$(PY) -m pytest
+
+clients: $(VENV)/.dev $(VENV)/.clients ## run other people's clients against a server here; needs node and npm
+	$(PY) -m pytest -m clients tests/clients
 
 check: lint types test ## everything that must hold before a commit: format, lint, types, tests
 
@@ -61,6 +64,11 @@ $(VENV)/.dev: requirements-dev.txt requirements.txt | $(PY)
 	@echo "Installing requirements-dev.txt into $(VENV); the first time takes some minutes."
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $(VENV)/.runtime $@
+
+$(VENV)/.clients: tests/clients/js/package.json | $(PY)
+	@command -v npm > /dev/null || { echo "npm is needed; on Debian: apt-get install nodejs npm" >&2; exit 1; }
+	npm install --prefix tests/clients/js --silent
+	@touch $@
 
 # A half-made environment is removed, so that the next try starts clean.
 $(PY):

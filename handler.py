@@ -23,6 +23,10 @@ log = logging.getLogger("batchmux")
 
 
 def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] in usage.SUBCOMMANDS:
+        from command import app
+
+        return app.run(arguments)
     command = usage.parse(arguments, settings.describe())
     try:
         config = settings.load()

@@ -4,6 +4,13 @@ from typing import Any, Final
 
 from api.flat_fields import FlatAnswer, FlatInput
 
+_INPUT: Final = FlatInput.model_json_schema()
+_PROMPT: Final = {
+    "type": "string",
+    "minLength": 1,
+    "description": _INPUT["properties"]["prompt"]["description"],
+}
+
 BODY: Final = {
     "required": True,
     "content": {
@@ -11,7 +18,13 @@ BODY: Final = {
             "schema": {
                 "type": "object",
                 "required": ["input"],
-                "properties": {"input": FlatInput.model_json_schema()},
+                "additionalProperties": False,
+                "properties": {
+                    # Over HTTP nothing stands in for an absent prompt.
+                    "input": _INPUT
+                    | {"required": ["prompt"], "properties": _INPUT["properties"] | {"prompt": _PROMPT}},
+                    "id": {"type": "string", "description": "ignored"},
+                },
             },
             "example": {
                 "input": {

@@ -13,6 +13,9 @@ from serverless.local import DEFAULT_INPUT
 # Options of the runpod SDK that reach it through sys.argv; ``--test_input`` is ours.
 _SDK_PREFIX = "--rp_"
 
+# What ``command.app`` reads, with options of its own.
+SUBCOMMANDS = frozenset({"edit", "generate", "models", "jobs"})
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -47,7 +50,8 @@ def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) ->
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Makes and edits images. On RunPod it takes jobs; with STANDALONE_MODE=1 it serves HTTP; "
-        "elsewhere it runs one test job. `download MODEL…` fetches models ahead.",
+        "elsewhere it runs one test job. `download MODEL…` fetches models ahead; `edit`, `generate`, "
+        "`models` and `jobs` are commands of their own: `python handler.py edit --help`.",
         epilog=f"settings (environment variables, also read from .env):\n\n{table(settings)}",
     )
     parser.add_argument(

@@ -21,6 +21,11 @@ MAY_IMPORT = {
     "handler": {
         *("settings", "core", "batching", "api", "serverless"),
         *("pipelines.registry", "pipelines.manager", "pipelines.download"),
+        "command.app",
+    },
+    "command": {
+        *("command", "settings", "core", "api", "batching"),
+        *("pipelines.registry", "pipelines.manager", "serverless.modes"),
     },
     "gateway": {"core", "api", "settings", "gateway"},
 }
@@ -37,6 +42,7 @@ CONFINED = {
     "torchao": ("pipelines/",),
     "fastapi": ("api/app.py", "gateway/app.py"),
     "runpod": ("serverless/worker.py",),
+    "click": ("command/",),
     "threading": ("batching/mux.py", "api/job_writer.py"),
 }
 BANNED = {"asyncio": ("batching/", "pipelines/")}
@@ -53,7 +59,7 @@ NOBODYS_FILES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 
 
 def sources(root: Path) -> list[Path]:
-    hidden_or_made = ("out", "models", "__pycache__")
+    hidden_or_made = ("out", "models", "__pycache__", "node_modules")
     return sorted(
         path
         for path in root.rglob("*.py")

@@ -26,9 +26,9 @@ class Remote:
         return f"http://{self.pair}{path}"
 
 
-def content(data: bytes, **headers: str) -> Handler:
+def content(data: bytes, status: int = 200, **headers: str) -> Handler:
     def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
+        request.send_response(status)
         for name, value in {
             "Content-Type": "application/pdf",
             "Content-Length": str(len(data)),
@@ -80,6 +80,9 @@ def remote_server() -> Iterator[Remote]:
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_DELETE(self) -> None:
             self.do_GET()
 
         def do_GET(self) -> None:

@@ -196,6 +196,7 @@ def serving(
     access: AccessOptions | None = None,
     stats: Callable[[], Stats] = Stats,
     keeping: Keeping = _keeps_nothing,
+    catalog: Catalog = CATALOG,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own; ``keeping`` opens a job store."""
     painter, probe = Painter(), Probe()
@@ -209,7 +210,7 @@ def serving(
         jobs = stack.enter_context(keeping(painter, used))
         app = create_app(
             painter,
-            CATALOG,
+            catalog,
             probe,
             api or ApiOptions(),
             intake=used,

@@ -1,0 +1,98 @@
+"""Every route of the schema, asked what fits it and what does not: the answer is one it documents.
+
+The routes are those the schema lists, so a new dialect is walked without a line here.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS, load_all_checks
+
+from api.app import ApiOptions, create_app
+from api.budget import Lease
+from api.files import FileOptions, FileStore
+from api.intake import ImageIntake, IntakeOptions
+from core.catalog import Catalog
+from tests.api.serving import ARTIST, PAINTER, Painter, Probe, Served, png, serving
+
+load_all_checks()
+WANTED = CHECKS.get_by_names(
+    [
+        *("not_a_server_error", "status_code_conformance"),
+        *("content_type_conformance", "response_schema_conformance"),
+    ]
+)
+# The default can do everything, so that few bodies are refused for what they lack.
+ROWS = Catalog([ARTIST, PAINTER], default="artist")
+EXAMPLES = 600  # of all routes together: some twenty seconds of one core
+
+
+async def fetch(url: str, lease: Lease) -> bytes:
+    """Whatever address is made up, nobody is asked."""
+    return png()
+
+
+def document() -> dict[str, Any]:
+    with ImageIntake(IntakeOptions(), fetch) as intake:
+        painter = Painter()
+        app = create_app(
+            painter,
+            ROWS,
+            Probe(),
+            ApiOptions(),
+            intake=intake,
+            admit=painter.admit,
+            files=FileStore(FileOptions(folder=Path("never made"))),
+        )
+        return app.openapi()
+
+
+SCHEMA: Any = schemathesis.openapi.from_dict(document())
+OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving(intake=ImageIntake(IntakeOptions(codec_threads=2), fetch), catalog=ROWS) as running:
+        yield running
+
+
+WALKS = [
+    pytest.param(operation, mode, id=f"{operation.label} {mode.value}")
+    for operation in OPERATIONS
+    for mode in GenerationMode
+    # Where nothing is taken, nothing can be wrong.
+    if mode is GenerationMode.POSITIVE or operation.body or operation.query or operation.path_parameters
+]
+
+
+@pytest.mark.parametrize(("operation", "mode"), WALKS)
+def test_every_answer_is_a_documented_one(served: Served, operation: Any, mode: GenerationMode) -> None:
+    """Clients are generated from the schema: a status or a body it does not know is one they cannot read."""
+    base = f"http://127.0.0.1:{served.client.port}"
+    with requests.Session() as session:
+
+        @settings(
+            max_examples=max(5, EXAMPLES // len(WALKS)),
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: Any) -> None:
+            response = case.call(base_url=base, session=session, timeout=20)
+            case.validate_response(response, checks=WANTED)
+
+        ask()
+
+
+def test_the_schema_lists_what_is_served() -> None:
+    """A walk of no routes would find no fault."""
+    assert {"POST /run", "POST /runsync", "GET /health"} <= {operation.label for operation in OPERATIONS}
