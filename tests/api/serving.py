@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image as Pillow
 
@@ -28,6 +28,9 @@ from core.result import InferenceResult, OnProgress
 from core.service import Health
 from core.spec import PipelineSpec
 from core.stats import Stats
+
+if TYPE_CHECKING:
+    from api.tracing import Tracing
 
 PAINTER = PipelineSpec(
     name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",)
@@ -177,6 +180,7 @@ def serving(
     intake: ImageIntake | None = None,
     access: AccessOptions | None = None,
     stats: Callable[[], Stats] = Stats,
+    tracing: "Tracing | None" = None,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own."""
     painter, probe = Painter(), Probe()
@@ -192,6 +196,7 @@ def serving(
             admit=painter.admit,
             access=access,
             stats=stats,
+            tracing=tracing,
         )
         running = make_server(
             app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
