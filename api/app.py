@@ -88,6 +88,7 @@ def create_app(
     )
     for endpoint in endpoints:
         _add(app, endpoint)
+    app.state.endpoints = endpoints  # what was declared, for whoever checks all of it
     _surround(app, endpoints, access or AccessOptions(), metrics, options, tracing)
     return app
 

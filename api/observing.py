@@ -68,8 +68,8 @@ class Observing:
 
     def _tell(self, visit: Visit) -> None:
         self._metrics.answered(visit.dialect, visit.status, visit.elapsed)
-        quiet = visit.public and visit.status < 400  # probes come every second
-        log.log(logging.DEBUG if quiet else logging.INFO, "%s", _line(visit))
+        # Probes come every second, and what is public holds nobody to account.
+        log.log(logging.DEBUG if visit.public else logging.INFO, "%s", _line(visit))
 
 
 def _line(visit: Visit) -> str:

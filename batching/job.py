@@ -42,6 +42,7 @@ class Job:
     backlog:    seconds of work that was accepted and unfinished when it arrived.
     remaining:  calls of ``step`` still needed.
     batch_size: the most rows it has shared a step with, itself included.
+    mates:      ids of all it has shared one with, and its own.
     """
 
     request: InferenceRequest
@@ -54,6 +55,7 @@ class Job:
     remaining: int = field(init=False)
     state: JobState = field(init=False, default=JobState.QUEUED)
     batch_size: int = field(init=False, default=0)
+    mates: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.remaining = self.request.steps_run

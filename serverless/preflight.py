@@ -38,9 +38,11 @@ class Finding:
     subject: str
     good: bool
     sentence: str
+    warning: bool = False  # it works, and a person should know
 
     def __str__(self) -> str:
-        return f"{'ok     ' if self.good else 'PROBLEM'}  {self.subject:<8} {self.sentence}"
+        word = "warning" if self.warning else "ok     " if self.good else "PROBLEM"
+        return f"{word}  {self.subject:<8} {self.sentence}"
 
 
 def report(settings: Settings, spec: PipelineSpec) -> int:
@@ -57,7 +59,9 @@ def findings(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
     yield Finding("config", True, f"serves {spec.name} ({spec.licence or 'licence unknown'})")
     if settings.standalone_mode:
         yield _port(settings)
-        yield from (Finding("access", False, warning) for warning in access.warnings(settings))
+        shut = settings.require_api_key  # to everybody, when there is something to say
+        for sentence in access.warnings(settings):
+            yield Finding("access", not shut, sentence, warning=not shut)
     yield from _weights(settings, spec)
     yield _memory()
     if settings.bucket_endpoint_url or settings.bucket_access_key_id or settings.bucket_secret_access_key:

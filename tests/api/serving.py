@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image as Pillow
 
@@ -33,6 +33,9 @@ from core.result import InferenceResult, OnProgress, Progress
 from core.service import Health, Submit
 from core.spec import PipelineSpec
 from core.stats import Stats
+
+if TYPE_CHECKING:
+    from api.tracing import Tracing
 
 PAINTER = PipelineSpec(
     name="painter", factory="none:none", source="builtin:painter", aliases=("org/painter",)
@@ -197,6 +200,7 @@ def serving(
     stats: Callable[[], Stats] = Stats,
     keeping: Keeping = _keeps_nothing,
     catalog: Catalog = CATALOG,
+    tracing: "Tracing | None" = None,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own; ``keeping`` opens a job store."""
     painter, probe = Painter(), Probe()
@@ -219,6 +223,7 @@ def serving(
             access=access,
             stats=stats,
             job_runner=None if jobs is None else jobs.runner,
+            tracing=tracing,
         )
 
         def on_listening() -> None:

@@ -89,6 +89,11 @@ def test_a_backlog_runs_in_full_batches(start_mux: StartMux) -> None:
     gate.open()
     wait(futures, timeout=WAIT)
     assert mux.stats().batch_sizes == {1: 1, 4: 4}
+    assert mux.stats().batch_stops == {"drained": 2, "size": 3}  # the last four left nobody behind
+    by_id = {result.id: set(result.mates) for result in (future.result() for future in futures)}
+    assert by_id["first"] == set()
+    assert all(len(mates) == 3 and id not in mates for id, mates in by_id.items() if id != "first")
+    assert all(id in by_id[mate] for id, mates in by_id.items() for mate in mates)
 
 
 def test_times_and_batch_size_are_told(start_mux: StartMux) -> None:

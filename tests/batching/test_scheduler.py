@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from batching.scheduler import Rest
+import pytest
+
+from batching.scheduler import Rest, Tick
 from tests.batching.rig import BIG, STEP, WINDOW, Rig, rows
 from tests.fakes import make_request
 
@@ -120,3 +123,43 @@ def test_steps_and_cfg_divide_windows() -> None:
     rig.now = 1.0
     rig.run_out()
     assert all(len(tick) == 1 for tick in rig.ticks)
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit", "waiting", "reason"),
+    [
+        ({}, None, 2, "drained"),
+        ({"max_batch_size": 2}, None, 2, "drained"),
+        ({"max_batch_size": 2}, None, 3, "size"),
+        ({"max_batch_tokens": 80}, None, 3, "tokens"),
+        ({}, 2, 3, "memory"),
+        ({"max_prepared": 2, "max_batch_size": 2}, None, 5, "size"),
+    ],
+)
+def test_a_tick_says_why_it_takes_no_more(
+    policy: dict[str, Any], limit: int | None, waiting: int, reason: str
+) -> None:
+    """Whoever wonders why batches are small reads it from a curve."""
+    rig = Rig(replace(STEP, **policy))
+    if limit is not None:
+        rig.submit(*rows(1, tokens=40, prefix="before", steps=1))
+        tick = rig.plan()
+        assert isinstance(tick, Tick)
+        rig.scheduler.limit(tick, limit, rig.now)
+        rig.run(tick)
+    rig.submit(*rows(waiting, tokens=40))
+    tick = rig.plan()
+    assert isinstance(tick, Tick)
+    assert tick.stop == reason
+
+
+def test_a_tick_says_that_more_would_not_pay() -> None:
+    """On a saturated device."""
+    rig = Rig(seconds=lambda rows: float(rows))
+    for size in (1, 2, 3, 4) * 6:  # until that is known
+        rig.submit(*rows(size, steps=1))
+        rig.run_out()
+    rig.submit(*rows(12, steps=1))
+    tick = rig.plan()
+    assert isinstance(tick, Tick)
+    assert tick.stop == "gain"

@@ -53,6 +53,7 @@ def test_the_least_recently_used_model_leaves_first() -> None:
     models.acquire("three")
     assert models.acquire("one") is one
     assert models.acquire("two") is not two
+    assert (models.counts().loads, models.counts().evictions) == (4, 2)
 
 
 def test_an_evicted_model_is_gone_before_the_next_is_loaded() -> None:
@@ -106,6 +107,7 @@ def test_back_off_doubles_up_to_two_minutes(tmp_path: Path) -> None:
         waits.append(caught.value.retry_after)
         clock.now += caught.value.retry_after
     assert waits == [5, 10, 20, 40, 80, 120, 120]
+    assert (models.counts().failures, models.counts().loads) == (7, 0)
 
 
 def test_the_answer_to_a_failed_load_tells_no_path(tmp_path: Path) -> None:

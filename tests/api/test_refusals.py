@@ -1,0 +1,81 @@
+"""Every dialect has an answer to every code, and every code is used, documented and in the one table."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.app import ApiOptions, create_app
+from api.dialect import Answer, Arrival, Endpoint
+from api.errors import STATUS
+from api.intake import ImageIntake, IntakeOptions
+from core.errors import ServingError
+from core.service import Health
+from tests.api.serving import CATALOG, INSIDE, Painter
+from tests.api.test_errors import every_class
+
+ROOT = Path(__file__).resolve().parents[2]
+HOUSE = ("api", "batching", "core", "pipelines", "serverless")
+NOT_YET = {"upstream_error", "no_upstream"}  # of the gateway
+LONG = "the value 99999 is over the limit of 10; make it smaller. " * 100
+
+
+@pytest.fixture(scope="module")
+def endpoints() -> Iterator[list[Endpoint]]:
+    with ImageIntake(IntakeOptions()) as intake:
+        app = create_app(
+            Painter(),
+            CATALOG,
+            lambda: Health(state="ready", model="painter"),
+            ApiOptions(),
+            intake=intake,
+            admit=lambda: None,
+        )
+        yield [endpoint for endpoint in app.state.endpoints if endpoint.refusal is not None]
+
+
+def fault(code: str, message: str) -> ServingError:
+    kind = next(kind for kind in every_class(ServingError) if code in kind.codes)
+    made = kind.__new__(kind)
+    ServingError.__init__(made, code, message, param="input.width", retry_after=7)
+    return made
+
+
+def arrival(path: str) -> Arrival:
+    return Arrival(id="0" * 16, shown_id="shown-id", path=path, started=0.0, headers={})
+
+
+@pytest.mark.parametrize("code", STATUS)
+def test_every_dialect_words_every_code(code: str, endpoints: list[Endpoint]) -> None:
+    """A code that a dialect does not foresee would become a 500 of its own, in a shape nobody reads."""
+    assert endpoints
+    for endpoint in endpoints:
+        for message in ("short", LONG):
+            assert endpoint.refusal is not None
+            answer: Answer = endpoint.refusal(fault(code, message), arrival(endpoint.path))
+            where = (endpoint.path, code)
+            assert 400 <= answer.status < 600, where
+            # A contract may choose another status, but never blame the caller for what is ours, or back.
+            assert (answer.status < 500) == (STATUS[code] < 500), where
+            assert 0 < len(answer.body) <= 4096, where
+            assert not INSIDE.search(answer.body), where
+            assert answer.media_type == "application/json", where
+            assert message[:5] in json.dumps(json.loads(answer.body)), where
+
+
+@pytest.mark.parametrize("code", sorted(STATUS.keys() - NOT_YET))
+def test_every_code_is_raised_somewhere(code: str) -> None:
+    """A code that nothing raises is a promise to clients that nobody keeps."""
+    tables = {ROOT / "core/errors.py", ROOT / "api/errors.py"}
+    sources = [path for part in HOUSE for path in (ROOT / part).rglob("*.py") if path not in tables]
+    made = (ROOT / "core/errors.py").read_text().partition("class OutOfDeviceMemory")[2]
+    assert any(f'"{code}"' in text for text in (*(path.read_text() for path in sources), made))
+
+
+def test_the_page_of_errors_is_the_table() -> None:
+    """Clients are written against it."""
+    page = (ROOT / "docs/errors.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \| .{20,} \|$", page, re.MULTILINE))
+    assert {code: int(status) for code, status in rows.items()} == dict(STATUS)
