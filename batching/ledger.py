@@ -28,6 +28,7 @@ class Ticket:
     on_progress: OnProgress | None
     state: RowState | None = None
     prepared_at: float = 0.0
+    shows: bool = True  # until a preview of it failed
 
 
 class Ledger:
@@ -40,7 +41,7 @@ class Ledger:
         self.tickets: dict[str, Ticket] = {}
         self.batch_sizes: Counter[int] = Counter()
         self.batch_stops: Counter[str] = Counter()
-        self.stage_seconds = dict.fromkeys(("acquire", "prepare", "step", "decode"), 0.0)
+        self.stage_seconds = dict.fromkeys(("acquire", "prepare", "step", "preview", "decode"), 0.0)
         self.unanswered = 0  # accepted requests whose future is not set yet
         self._outbox: deque[tuple[Future[InferenceResult], InferenceResult | ServingError]] = deque()
 

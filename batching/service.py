@@ -5,7 +5,7 @@ Runs on the device thread and knows none; every device call is made with the loc
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from batching import execution
@@ -13,9 +13,11 @@ from batching.isolation import isolate
 from batching.job import Job, JobState
 from batching.ledger import Ledger, Ticket
 from batching.policy import BatchPolicy
+from batching.previews import due, preview_of
 from batching.scheduler import Tick
 from core.errors import DeviceLost, ExecutionError, ServingError
 from core.pipeline import Pipeline, RowState
+from core.request import Image
 from core.result import InferenceResult, Progress
 
 log = logging.getLogger(__name__)
@@ -119,9 +121,26 @@ class Service:
         for ticket, _ in self._isolated("step", tick, tickets, run):
             if ticket.on_progress is not None and ticket.job.live:
                 try:
-                    ticket.on_progress(progress_of(ticket.job))
+                    ticket.on_progress(
+                        replace(progress_of(ticket.job), preview=self._preview(pipeline, ticket))
+                    )
                 except Exception:
                     log.exception("a progress callback failed")
+
+    def _preview(self, pipeline: Pipeline[Any], ticket: Ticket) -> Image | None:
+        job, steps = ticket.job, ticket.job.request.steps_run
+        wanted = ticket.shows and due(steps - job.remaining, steps, job.request.previews)
+        if not wanted or ticket.state is None:
+            return None
+        started = self._clock()
+        self.call = Call("preview", started, [job])
+        try:
+            preview = preview_of(pipeline, ticket.state)
+        finally:
+            self.call = None
+            self._ledger.stage_seconds["preview"] += self._clock() - started
+        ticket.shows = preview is not None
+        return preview
 
     def _decode(self, pipeline: Pipeline[Any], tick: Tick, tickets: Sequence[Ticket]) -> None:
         def run(group: Sequence[Ticket]) -> Sequence[InferenceResult]:

@@ -12,7 +12,7 @@ class MuxStats:
     jobs:          accepted jobs by the state they are in now.
     batch_sizes:   how many steps were run with so many rows.
     batch_stops:   how many steps took no more rows, by the reason; see ``Tick.stop``.
-    stage_seconds: device time by stage (acquire, prepare, step, decode).
+    stage_seconds: device time by stage (acquire, prepare, step, preview, decode).
     retry_after:   seconds after which a refused caller should try again.
     fatal:         why this process must be replaced, or None.
     """

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from core.request import InferenceRequest, Size, Task
+from core.request import Image, InferenceRequest, Size, Task
 from core.result import InferenceResult
 
 
@@ -70,4 +70,13 @@ class Pipeline(Protocol[S]):
 
     def decode(self, states: Sequence[S]) -> list[InferenceResult]:
         """Results of finished states, in order; a row with non-finite values raises."""
+        ...
+
+
+@runtime_checkable
+class Previewing(Protocol):
+    """A pipeline that can also show a row under way; cheap beside a step, and it leaves the row as it was."""
+
+    def preview(self, state: Any) -> Image:
+        """A rough picture of what an unfinished state will become, at any size of the canvas's aspect."""
         ...

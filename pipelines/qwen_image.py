@@ -20,12 +20,13 @@ from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import Schedule, draw_noise, euler_step, make_schedule, pad, require_finite
 from pipelines.device import device_errors, finish, weigh
 from pipelines.options import ModelOptions, Report, Weights
+from pipelines.preview import LatentColours
 from pipelines.qwen_conditions import CACHED, PATCH, ConditionEncoder, Conditions
 from pipelines.qwen_inpaint import Region, read_region
 from pipelines.qwen_loading import Components, load_components
 from pipelines.qwen_step_cache import Reuse, Stored, predict
 from pipelines.qwen_text import NUMBERED_PICTURES, ONE_PICTURE, TEXT_ALONE, PromptEncoder, Template
-from pipelines.qwen_vae import SCALE, PictureVae, pack
+from pipelines.qwen_vae import SCALE, PictureVae, pack, unpack
 
 
 def load_edit(spec: PipelineSpec, options: ModelOptions, report: Report) -> "QwenImageEdit":
@@ -54,6 +55,7 @@ class EditState:
     references: [reference tokens, 64]. prompt, negative: [length, width]; negative is None if unguided.
     region: None when all of the canvas is painted.
     stored: what the next step can reuse, under the prompt and under the negative.
+    expected: where the last step's velocity leads; None unless previews are asked for.
     """
 
     request: InferenceRequest
@@ -66,6 +68,7 @@ class EditState:
     adapters: Lease
     stored: tuple[Stored | None, Stored | None] = (None, None)
     done: int = 0
+    expected: Tensor | None = None
 
     @property
     def remaining(self) -> int:
@@ -105,6 +108,9 @@ class QwenImageEdit:
         cache = ConditionCache(cache_bytes, CACHED)
         prompts = PromptEncoder(parts.text_encoder, parts.processor, template, parts.device)
         self._conditions = ConditionEncoder(prompts, self._vae, cache)
+        self._colours = LatentColours(
+            self._vae.decode_square, parts.vae.config.z_dim, parts.device, parts.dtype
+        )
         self._reuses = {"hits": 0, "misses": 0}  # of forwards of rows that asked for the step cache
         self._adapters = AdapterSet(
             {"denoiser": parts.transformer},
@@ -155,10 +161,11 @@ class QwenImageEdit:
                 row if state.region is None else state.region.keep(row, state.next_sigma)
                 for state, row in zip(states, euler_step(latents, velocity, deltas), strict=True)
             ]
+            expected = [_expected(state, row) for state, row in zip(states, velocity, strict=True)]
             finish(latents.device)
-        for state, row, kept in zip(states, moved, stored, strict=True):
+        for state, row, kept, clean in zip(states, moved, stored, expected, strict=True):
             self._count_reuse(state.stored, kept)
-            state.latents = row
+            state.latents, state.expected = row, clean
             state.done += 1
             state.stored = (None, None) if state.finished else kept
 
@@ -173,6 +180,14 @@ class QwenImageEdit:
             _result(state, picture, lightning=self.lightning_enabled)
             for state, picture in zip(states, pictures, strict=True)
         ]
+
+    @torch.inference_mode()
+    def preview(self, state: EditState) -> Image:
+        """What the row will become as far as its last step tells, at an eighth of the canvas's sides."""
+        latents = state.latents if state.expected is None else state.expected
+        with device_errors():
+            frames = unpack(latents[None], state.request.canvas)
+            return self._colours.show(frames[0, :, 0], state.request.id)
 
     def _begin(self, request: InferenceRequest, conditions: Conditions, adapters: Lease) -> EditState:
         noise = self._noise(request)
@@ -264,6 +279,14 @@ def guide(toward: Tensor, away: Tensor, scales: Tensor) -> Tensor:
     rescale = torch.norm(toward, dim=-1, keepdim=True) / torch.norm(combined, dim=-1, keepdim=True)
     guided: Tensor = combined * rescale
     return guided
+
+
+def _expected(state: EditState, velocity: Tensor) -> Tensor | None:
+    """The picture's latents, were the step now due the last one."""
+    if not state.request.previews:
+        return None
+    clean = state.latents - state.schedule.timesteps[state.done] / 1000 * velocity
+    return clean if state.region is None else state.region.keep(clean, 0.0)
 
 
 def _result(state: EditState, pixels: Tensor, *, lightning: bool) -> InferenceResult:

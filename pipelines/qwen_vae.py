@@ -48,6 +48,11 @@ class PictureVae:
         parts = torch.split(latents, self._share(*canvas))
         return torch.cat([self._decode(part, canvas) for part in parts])
 
+    def decode_square(self, latents: Tensor) -> Tensor:
+        """As ``decode``, of latents [n, channels, side, side] that are not packed; ``side`` is even."""
+        side = latents.shape[-1] * SCALE
+        return self.decode(pack(latents.unsqueeze(2)), (side, side))
+
     def _encode(self, pictures: Tensor) -> Tensor:
         frames = pictures.to(self._device, self._dtype).unsqueeze(2)
         if self._in_tiles(pictures.shape[-1], pictures.shape[-2]):

@@ -20,6 +20,7 @@ from pipelines.condition_cache import ConditionCache
 from pipelines.denoising import pad, require_finite
 from pipelines.device import device_errors, finish, weigh
 from pipelines.options import ModelOptions, Report, Weights
+from pipelines.preview import LatentColours
 from pipelines.sdxl_loading import Components, load_components
 from pipelines.sdxl_solvers import RowSolver
 from pipelines.sdxl_starts import MOMENTS, Kept, Starter
@@ -74,6 +75,9 @@ class StableDiffusionXL:
         self._parts = parts
         self.precision = parts.precision
         self._vae = PictureVae(parts.vae, parts.device, parts.dtype)
+        self._colours = LatentColours(
+            self._vae.decode, parts.vae.config.latent_channels, parts.device, parts.dtype
+        )
         cache = ConditionCache(cache_bytes, (*CACHED, MOMENTS))
         self._prompts = PromptEncoder(
             parts.encoders, cache, parts.device, parts.dtype, zero_negative=parts.zero_negative
@@ -153,6 +157,13 @@ class StableDiffusionXL:
             require_finite(latents)
             pictures = self._vae.decode(latents)
         return [self._result(state.request, picture) for state, picture in zip(states, pictures, strict=True)]
+
+    @torch.inference_mode()
+    def preview(self, state: PictureState) -> Image:
+        """What the row will become as far as its last step tells, at an eighth of the canvas's sides."""
+        latents = state.latents if state.solver.expected is None else state.solver.expected
+        with device_errors():
+            return self._colours.show(latents[0], state.request.id)
 
     def _predict(self, states: Sequence[PictureState], solvers: Sequence[RowSolver]) -> Tensor:
         """The denoiser's word on each row, guided where a row asks for it: [rows, 4, h, w]."""

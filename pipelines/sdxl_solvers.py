@@ -51,6 +51,7 @@ class RowSolver:
 
     steps: of the whole schedule. run: how many of them, counted from the end, are computed.
     generator: on the CPU; everything random of this request comes from it.
+    expected: the picture's latents as the last step's prediction has them; None before it.
     """
 
     def __init__(self, solver: Any, steps: int, run: int, generator: torch.Generator) -> None:
@@ -61,6 +62,7 @@ class RowSolver:
         self._starts: Tensor = self._solver.timesteps[steps - run :]
         self._done = 0
         self.generator = generator
+        self.expected: Tensor | None = None
 
     @property
     def remaining(self) -> int:
@@ -95,10 +97,11 @@ class RowSolver:
 
     def moved(self, prediction: Tensor, latents: Tensor) -> Tensor:
         """``latents`` after the next step, which is now done. Both [1, channels, height, width]."""
-        moved: Tensor = self._solver.step(
-            prediction, self._starts[self._done], latents, generator=self.generator, return_dict=False
-        )[0]
+        done = self._solver.step(prediction, self._starts[self._done], latents, generator=self.generator)
         self._done += 1
+        # The multistep solver answers with no such field; it remembers, and in that very form.
+        self.expected = done["pred_original_sample"] if len(done) > 1 else self._solver.model_outputs[-1]
+        moved: Tensor = done["prev_sample"]
         return moved
 
 

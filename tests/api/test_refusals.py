@@ -10,6 +10,7 @@ import pytest
 from api.app import ApiOptions, create_app
 from api.dialect import Answer, Arrival, Endpoint
 from api.errors import STATUS
+from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from core.errors import ServingError
 from core.service import Health
@@ -32,6 +33,7 @@ def endpoints() -> Iterator[list[Endpoint]]:
             ApiOptions(),
             intake=intake,
             admit=lambda: None,
+            files=FileStore(FileOptions(folder=Path("never made"))),
         )
         yield [endpoint for endpoint in app.state.endpoints if endpoint.refusal is not None]
 

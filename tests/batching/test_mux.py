@@ -107,7 +107,7 @@ def test_times_and_batch_size_are_told(start_mux: StartMux) -> None:
     assert result.queue_seconds > 0
     assert result.inference_seconds > 0
     assert result.batch_size == 1
-    assert set(mux.stats().stage_seconds) == {"acquire", "prepare", "step", "decode"}
+    assert set(mux.stats().stage_seconds) == {"acquire", "prepare", "step", "preview", "decode"}
 
 
 def test_progress_is_reported_after_every_step(start_mux: StartMux) -> None:
