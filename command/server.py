@@ -82,7 +82,7 @@ class Server:
                     raise _refusal(response.status, data, response.headers.get("Location", ""))
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
             raise Failure(f"--url: {self._url} is no http:// or https:// address", WRONG) from None
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError, KeyError) as error:
             raise Failure(f"{self._url} does not answer ({_reason(error)})", LATER) from None
         try:
             return json.loads(data)
