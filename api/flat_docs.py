@@ -54,7 +54,11 @@ _FAULT: Final = {
 }
 
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"model": FlatAnswer, "description": "The picture"},
+    200: {
+        "model": FlatAnswer,
+        "description": "The picture; as events where text/event-stream is accepted",
+        "content": {"text/event-stream": {}},
+    },
     **{
         status: {"description": text, "content": {"application/json": {"schema": _FAULT}}}
         for status, text in (

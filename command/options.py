@@ -50,7 +50,7 @@ def of_pictures(command: F) -> F:
         click.option("--steps", type=int, help="denoising steps"),
         click.option("--seed", type=int, help="the same seed repeats the picture"),
         click.option("--cfg", type=float, help="guidance; 1 means unguided"),
-        click.option("--size", type=SizeType(), help="of the result, in pixels"),
+        click.option("--size", metavar="WxH", type=SizeType(), help="of the result, in pixels"),
         click.option("--lora", "loras", type=LoraType(), multiple=True, help="may be given several times"),
         click.option("--negative", metavar="TEXT", help="what guidance steers away from"),
         click.option("--format", "image_format", type=click.Choice(IMAGE_FORMATS), help="else by --output"),
