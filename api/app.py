@@ -7,7 +7,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from api import flat_route, probes
+from api import flat_route, hugging_face, probes
 from api.dialect import ApiOptions, Endpoint, Services
 from api.exchange import request_id
 from api.flat import refuse
@@ -46,7 +46,11 @@ def create_app(
         admit=admit,
         progress=progress,
     )
-    for endpoint in (*flat_route.endpoints(services), *probes.endpoints(services)):
+    for endpoint in (
+        *flat_route.endpoints(services),
+        *hugging_face.endpoints(services),
+        *probes.endpoints(services),
+    ):
         _add(app, endpoint)
     return app
 
