@@ -7,7 +7,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from api import flat_route, hugging_face, probes
+from api import automatic1111, flat_route, hugging_face, probes
 from api.dialect import ApiOptions, Endpoint, Services
 from api.exchange import request_id
 from api.flat import refuse
@@ -49,6 +49,7 @@ def create_app(
     for endpoint in (
         *flat_route.endpoints(services),
         *hugging_face.endpoints(services),
+        *automatic1111.endpoints(services),
         *probes.endpoints(services),
     ):
         _add(app, endpoint)
