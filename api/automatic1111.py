@@ -5,9 +5,7 @@ What is global there, the chosen checkpoint and the job that runs, is here each 
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -18,7 +16,7 @@ from api.automatic1111_fields import ImageToImage, TextToImage, checkpoint_of, r
 from api.automatic1111_jobs import LiveJobs
 from api.automatic1111_pictures import ImageToImageDialect, TextToImageDialect, refusal
 from api.body import ClientGone, parse_json, read_body
-from api.dialect import Dialect, Endpoint, Handler, Services
+from api.dialect import Arrival, Dialect, Endpoint, Handler, Services
 from api.errors import headers_of
 from api.route import Route, arrival_of
 from api.settings_text import SAMPLER
@@ -50,7 +48,7 @@ def endpoints(services: Services) -> list[Endpoint]:
         *(
             Endpoint(
                 path=f"/sdapi/v1/{name}",
-                handle=partial(web_ui.compute, dialect),
+                handle=web_ui.computing(dialect),
                 summary=summary,
                 responses=answers,
                 openapi={"requestBody": request_body(model)},
@@ -64,9 +62,9 @@ def endpoints(services: Services) -> list[Endpoint]:
     ]
 
 
-def caller_of(headers: Mapping[str, str]) -> str:
+def caller_of(arrival: Arrival) -> str:
     """Who asks: callers of one key are one. Never the key itself."""
-    sent = headers.get("x-api-key") or headers.get("authorization") or ""
+    sent = arrival.headers.get("x-api-key") or arrival.headers.get("authorization") or ""
     return hashlib.sha256(sent.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -78,16 +76,21 @@ class WebUi:
         self._jobs = LiveJobs(services.submit)
         self._chosen: OrderedDict[str, str] = OrderedDict()
 
-    def model_of(self, headers: Mapping[str, str]) -> str:
+    def model_of(self, arrival: Arrival) -> str:
         """The model of a caller's calls that name none."""
-        return self._chosen.get(caller_of(headers), self._services.catalog.default.name)
+        return self._chosen.get(caller_of(arrival), self._services.catalog.default.name)
 
-    async def compute(self, dialect: Dialect[Any], request: Request) -> Response:
-        submit = self._jobs.submit_of(caller_of(request.headers))
-        return await Route(replace(self._services, submit=submit), dialect)(request)
+    def computing(self, dialect: Dialect[Any]) -> Handler:
+        """The dialect's calls, each remembered as its caller's while it lives."""
+
+        async def handle(request: Request) -> Response:
+            submit = self._jobs.submit_of(caller_of(arrival_of(request)))
+            return await Route(replace(self._services, submit=submit), dialect)(request)
+
+        return handle
 
     async def options(self, request: Request) -> Response:
-        return _json({"sd_model_checkpoint": self.model_of(request.headers), "samples_format": "png"})
+        return _json({"sd_model_checkpoint": self.model_of(arrival_of(request)), "samples_format": "png"})
 
     async def choose(self, request: Request) -> Response:
         try:
@@ -96,7 +99,7 @@ class WebUi:
                 raise RequestError("invalid_parameter", "the body must be an object", param="body")
             wanted = checkpoint_of(settings, "options")
             if wanted is not None:
-                caller = caller_of(request.headers)
+                caller = caller_of(arrival_of(request))
                 self._chosen[caller] = self._services.catalog.get(wanted).name
                 self._chosen.move_to_end(caller)
                 if len(self._chosen) > _CALLERS:
@@ -122,7 +125,7 @@ class WebUi:
         return _json([{"name": SAMPLER, "aliases": [SAMPLER.lower()], "options": {}}])
 
     async def progress(self, request: Request) -> Response:
-        jobs = self._jobs.of(caller_of(request.headers))
+        jobs = self._jobs.of(caller_of(arrival_of(request)))
         oldest = jobs[0] if jobs else None
         share = oldest.share if oldest else 0.0
         spent = self._jobs.now() - oldest.began if oldest else 0.0
@@ -146,7 +149,7 @@ class WebUi:
         )
 
     async def interrupt(self, request: Request) -> Response:
-        self._jobs.interrupt(caller_of(request.headers))
+        self._jobs.interrupt(caller_of(arrival_of(request)))
         return _json({})
 
     async def _body(self, request: Request) -> bytes:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from api.asking import ask_with_pictures
 from api.body import parse_json
-from api.dialect import Answer, Arrival, Dialect, Endpoint, Services
+from api.dialect import Answer, Arrival, Dialect, Endpoint, Handler, Services
 from api.errors import headers_of, message_of, status_of
 from api.flat import FALLBACK_PROMPT
 from api.hugging_face_fields import (
@@ -51,7 +51,7 @@ def endpoints(services: Services) -> list[Endpoint]:
             ),
             Endpoint(
                 path=f"/hf/{task}/health",
-                handle=partial(_health, services),
+                handle=_health(services),
                 methods=("GET",),
                 summary="200 when ready, as InferenceClient.health_check asks",
                 responses={503: {"description": "Not ready, or draining"}},
@@ -189,8 +189,11 @@ async def _no_such_task(request: Request) -> Response:
     return _refused(error, request)
 
 
-async def _health(services: Services, request: Request) -> Response:
-    health = services.health()
-    if not health.ready:
-        return _refused(why_not(health), request)
-    return Response(orjson.dumps({"status": health.state}), media_type="application/json")
+def _health(services: Services) -> Handler:
+    async def handle(request: Request) -> Response:
+        health = services.health()
+        if not health.ready:
+            return _refused(why_not(health), request)
+        return Response(orjson.dumps({"status": health.state}), media_type="application/json")
+
+    return handle
