@@ -9,8 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from api import (
+    automatic1111,
     file_route,
     flat_route,
+    hugging_face,
     jobs,
     metrics_route,
     openai_images,
@@ -83,6 +85,8 @@ def create_app(
         *openai_models.endpoints(services),
         *runpod_queue.endpoints(services),
         *jobs.endpoints(services),
+        *hugging_face.endpoints(services),
+        *automatic1111.endpoints(services),
         *probes.endpoints(services),
         *metrics_route.endpoints(services, metrics),
     )

@@ -4,22 +4,23 @@
 codes where its contract fixes them, and nothing else of HTTP.
 """
 
-import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import orjson
 import pybase64
 
+from api.asking import ask_with_pictures
 from api.errors import message_of, status_of
-from api.flat_fields import checked, mask_source, picture_sources, unknown
-from api.images import ImageFormat, encode
+from api.flat_fields import FlatInput, mask_source, picture_sources
+from api.images import ImageFormat
 from api.intake import ImageIntake
+from api.json_fields import checked, unknown
 from core.catalog import Catalog
-from core.errors import ExecutionError, RequestError, ServingError
-from core.request import Image, InferenceRequest, Task
+from core.errors import RequestError, ServingError
+from core.request import InferenceRequest, Task
 from core.result import InferenceResult
 from core.spec import PipelineSpec
 
@@ -28,8 +29,6 @@ FALLBACK_PROMPT: Final = "Enhance the image"
 # What RunPod's own API defines beside ``input``: a name is harmless, the others ask for something.
 _IGNORED_BESIDE_INPUT: Final = frozenset({"id"})
 _QUEUED_ONLY: Final = frozenset({"webhook", "policy", "s3Config"})
-
-_STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
 
 # A dialect's own word for what ``PipelineSpec.request`` calls otherwise.
 _OUR_WORDS: Final = {"steps": "num_inference_steps", "cfg": "true_cfg_scale"}
@@ -75,7 +74,7 @@ class FlatDialect:
         ``deadline_exceeded`` when nothing is left.
         """
         began = time.monotonic() if arrived is None else arrived
-        wishes = checked(job_input)
+        wishes = checked(FlatInput, job_input, "input")
         if wishes.prompt is None and prompt_fallback is None:
             raise _no_prompt()
         spec = self.catalog.get(wishes.model)
@@ -102,29 +101,27 @@ class FlatDialect:
             step_cache=wishes.step_cache,
             timeout=self.timeout if wishes.timeout is None else wishes.timeout,
         )
-        everything = sources if mask is None else [*sources, mask]
-        try:
-            # What is wrong without them costs no decoding.
-            asked = ask(images=(_STAND_IN,) * len(sources), mask=_STAND_IN if mask else None)
-            async with asyncio.timeout(_left(asked.timeout, began)):
-                pictures = await self.intake.load(everything) if everything else ()
-            request = ask(images=pictures[: len(sources)], mask=pictures[-1] if mask else None)
-        except RequestError as error:
-            raise _in_our_words(error) from None
-        except TimeoutError:
-            raise _too_late() from None
-        request = replace(request, timeout=_left(asked.timeout, began))
+        request = await ask_with_pictures(ask, self.intake, sources, mask, arrived=began, words=_OUR_WORDS)
         return FlatJob(request, wishes.output_format or self.output_format)
 
     async def render(self, job: FlatJob, result: InferenceResult) -> bytes:
         """The answer as JSON text; resized, encoded and joined in the codec's threads."""
-        return await self.intake.codec.finish(partial(_render, job, result))
+        return await self.intake.codec.finish(partial(self._render, job, result))
 
     async def render_output(self, job: FlatJob, result: InferenceResult) -> dict[str, Any]:
         """The same answer as a value, for callers that write their own JSON."""
         return await self.intake.codec.finish(
-            lambda: {"image": _picture(job, result).decode(), **answer(job, result)}
+            lambda: {"image": self._picture(job, result).decode(), **answer(job, result)}
         )
+
+    def _picture(self, job: FlatJob, result: InferenceResult) -> bytes:
+        text: bytes = pybase64.b64encode(self.intake.file(job.request, result, job.output_format))
+        return text
+
+    def _render(self, job: FlatJob, result: InferenceResult) -> bytes:
+        picture = self._picture(job, result)
+        # Joined: a JSON writer would only look at a million harmless characters once more.
+        return b"".join((b'{"image":"', picture, b'",', orjson.dumps(answer(job, result))[1:]))
 
 
 def unwrap(body: object) -> object:
@@ -172,31 +169,6 @@ def refuse(error: ServingError, *, request_id: str, gpu_available: bool | None) 
     return status, body if error.param is None else body | {"param": error.param}
 
 
-def _picture(job: FlatJob, result: InferenceResult) -> bytes:
-    text: bytes = pybase64.b64encode(encode(result.image, job.output_format, job.request.size))
-    return text
-
-
-def _render(job: FlatJob, result: InferenceResult) -> bytes:
-    picture = _picture(job, result)
-    # Joined: a JSON writer would only look at a million harmless characters once more.
-    return b"".join((b'{"image":"', picture, b'",', orjson.dumps(answer(job, result))[1:]))
-
-
-def _left(timeout: float | None, began: float) -> float | None:
-    """Seconds of ``timeout`` that are left. Raises ``ExecutionError`` ``deadline_exceeded`` when none are."""
-    if timeout is None:
-        return None
-    left = began + timeout - time.monotonic()
-    if left <= 0:
-        raise _too_late()
-    return left
-
-
-def _too_late() -> ExecutionError:
-    return ExecutionError("deadline_exceeded", "the request's timeout passed before its pictures were read")
-
-
 def _no_prompt() -> RequestError:
     return RequestError("invalid_parameter", "prompt is required; say what to do", param="prompt")
 
@@ -208,11 +180,3 @@ def _task(spec: PipelineSpec, *, pictures: int) -> Task:
             raise MissingImage
         return Task.EDIT
     return Task.EDIT if pictures and Task.EDIT in spec.tasks else Task.GENERATE
-
-
-def _in_our_words(error: RequestError) -> RequestError:
-    word = _OUR_WORDS.get(error.param or "")
-    if word is None:
-        return error
-    assert error.param is not None
-    return RequestError(error.code, error.message.replace(error.param, word, 1), param=word)

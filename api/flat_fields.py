@@ -1,66 +1,24 @@
 """What the flat dialect may be asked and what it answers, field by field. It knows no model and no HTTP."""
 
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Final
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, Field, StrictStr, WithJsonSchema
 
-from api.body import LongText
 from api.images import ImageFormat
 from api.intake import ImageSource
+from api.json_fields import STRICT, Number, Picture, Prompt, WholeNumber
 from core.errors import RequestError
 
 MAX_TIMEOUT: Final = 3600.0
-
-_STRICT: Final = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-def _encodable(text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half a surrogate pair") from None
-    return text
-
-
-def _text(value: object) -> str | LongText:
-    if not isinstance(value, str | LongText):
-        raise ValueError("should be a valid string")
-    return value
-
-
-def _short(text: object) -> object:
-    if isinstance(text, LongText):
-        raise ValueError("is far over the limit; shorten it")
-    return text
-
-
-_Prompt = Annotated[StrictStr, BeforeValidator(_short), AfterValidator(_encodable)]
-_Picture = Annotated[str | LongText, PlainValidator(_text), WithJsonSchema({"type": "string"})]
-_Int = Annotated[StrictInt, Field(ge=-(2**63), le=2**63)]
-_Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class FlatLora(BaseModel):
     """One LoRA over the model."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     id: StrictStr = Field(description="one that the operator allows in USER_LORAS")
-    scale: _Float | None = Field(None, description="-4 to 4; absent means 1")
+    scale: Number | None = Field(None, description="-4 to 4; absent means 1")
 
 
 # Whole, not by reference: the schema is shown in the middle of another document.
@@ -70,41 +28,41 @@ _Lora = Annotated[FlatLora, WithJsonSchema(FlatLora.model_json_schema())]
 class FlatInput(BaseModel):
     """What ``input`` may hold. Absent, null and, for ``seed``, -1 leave the choice to the server."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
-    prompt: _Prompt | None = Field(
+    prompt: Prompt | None = Field(
         None, description="what to do to the picture, or what to show; echoed verbatim"
     )
-    image_url: _Picture | None = Field(None, description="public http(s) URL; wins over image_base64")
-    image_base64: _Picture | None = Field(None, description="base64 or data URI")
-    image_url_2: _Picture | None = Field(None, description="second reference picture")
-    image_base64_2: _Picture | None = None
-    image_url_3: _Picture | None = Field(None, description="third reference picture")
-    image_base64_3: _Picture | None = None
-    image: _Picture | None = Field(None, description="URL, data URI or base64, told apart by looking")
-    images: list[_Picture] | None = Field(None, description="1 to 3 pictures, each as in image")
-    mask: _Picture | None = Field(
+    image_url: Picture | None = Field(None, description="public http(s) URL; wins over image_base64")
+    image_base64: Picture | None = Field(None, description="base64 or data URI")
+    image_url_2: Picture | None = Field(None, description="second reference picture")
+    image_base64_2: Picture | None = None
+    image_url_3: Picture | None = Field(None, description="third reference picture")
+    image_base64_3: Picture | None = None
+    image: Picture | None = Field(None, description="URL, data URI or base64, told apart by looking")
+    images: list[Picture] | None = Field(None, description="1 to 3 pictures, each as in image")
+    mask: Picture | None = Field(
         None,
         description="URL, data URI or base64; white is painted anew, black kept; as large as the picture",
     )
-    mask_url: _Picture | None = Field(None, description="public http(s) URL; wins over mask_base64")
-    mask_base64: _Picture | None = Field(None, description="base64 or data URI")
-    strength: _Float | None = Field(
+    mask_url: Picture | None = Field(None, description="public http(s) URL; wins over mask_base64")
+    mask_base64: Picture | None = Field(None, description="base64 or data URI")
+    strength: Number | None = Field(
         None, description="how much of the picture is redrawn, over 0 to 1; for models that begin at it"
     )
-    seed: _Int | None = None
-    width: _Int | None = Field(None, description="of the answer, in pixels")
-    height: _Int | None = Field(None, description="of the answer, in pixels")
-    num_inference_steps: _Int | None = None
-    true_cfg_scale: _Float | None = Field(None, description="1 means unguided")
-    negative_prompt: _Prompt | None = None
+    seed: WholeNumber | None = None
+    width: WholeNumber | None = Field(None, description="of the answer, in pixels")
+    height: WholeNumber | None = Field(None, description="of the answer, in pixels")
+    num_inference_steps: WholeNumber | None = None
+    true_cfg_scale: Number | None = Field(None, description="1 means unguided")
+    negative_prompt: Prompt | None = None
     loras: list[_Lora] | None = Field(None, description="LoRAs over the model, each named once")
-    step_cache: _Float | None = Field(
+    step_cache: Number | None = Field(
         None, description="0 to 1; over 0, steps that change less than this reuse parts of the one before"
     )
     output_format: ImageFormat | None = None
     model: StrictStr | None = Field(None, description="registry name or alias")
-    timeout: _Float | None = Field(
+    timeout: Number | None = Field(
         None, gt=0, le=MAX_TIMEOUT, description="seconds after which the answer is no use"
     )
 
@@ -125,24 +83,6 @@ class FlatAnswer(BaseModel):
     width: int
     height: int
     output_format: ImageFormat
-
-
-def checked(job_input: object) -> FlatInput:
-    """Raises ``RequestError`` naming the field, never its content."""
-    try:
-        return FlatInput.model_validate(job_input)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-    *place, last = first["loc"] or (None,)
-    if first["type"] == "extra_forbidden":
-        if place:
-            raise unknown(str(last), FlatLora.model_fields, ".".join(str(part) for part in place))
-        raise unknown(str(last), FlatInput.model_fields)
-    if last is None:
-        raise RequestError("invalid_parameter", "input must be an object", param="input")
-    field = ".".join(str(part) for part in first["loc"])
-    reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    raise RequestError("invalid_parameter", f"{field} {reason}", param=field)
 
 
 def picture_sources(wishes: FlatInput) -> list[ImageSource]:
@@ -175,12 +115,3 @@ def mask_source(wishes: FlatInput) -> ImageSource | None:
 def _either(wishes: FlatInput, *fields: str) -> ImageSource | None:
     """The first of ``fields`` that says anything."""
     return next((ImageSource(text, field) for field in fields if (text := getattr(wishes, field))), None)
-
-
-def unknown(name: str, known: Iterable[str], place: str | None = None) -> RequestError:
-    """For a field that is none of ``known``. The caller's own word is not repeated: it could be anything."""
-    names = list(known)
-    near = difflib.get_close_matches(name[:100], names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    where = f"a field of {place}" if place else "a field"
-    return RequestError("unknown_field", f"{where} is unknown; {hint}", param=place)

@@ -7,9 +7,10 @@ never on the event loop or the device thread.
 import hashlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import Final, Literal, get_args
 
 from isal import isal_zlib
 from PIL import Image as Pillow
@@ -19,6 +20,7 @@ from core.errors import RequestError
 from core.request import Image, Size
 
 ImageFormat = Literal["png", "jpeg", "webp"]
+NO_TEXT: Final[Mapping[str, str]] = MappingProxyType({})
 IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 # An allow-list: Pillow's other readers include EPS, which would start Ghostscript.
@@ -174,9 +176,16 @@ def _from_sixteen_bit(picture: Pillow.Image) -> Pillow.Image:
     return Pillow.fromarray(grey).convert("RGB")
 
 
-def encode(image: Image, image_format: ImageFormat, size: Size, quality: int | None = None) -> bytes:
+def encode(
+    image: Image,
+    image_format: ImageFormat,
+    size: Size,
+    text: Mapping[str, str] = NO_TEXT,
+    quality: int | None = None,
+) -> bytes:
     """An image file of exactly ``size``; Lanczos where the picture has another size.
 
+    text: by keyword (Latin-1, 1 to 79 characters), written into a PNG; other formats go without.
     quality: of JPEG and WebP, 0 to 100; None is ours.
     """
     pixels = image.pixels  # and no other ``Image``: it would hash what nobody looks up
@@ -184,7 +193,7 @@ def encode(image: Image, image_format: ImageFormat, size: Size, quality: int | N
         pixels = _pillow(pixels, image.size).resize(size, Pillow.Resampling.LANCZOS).tobytes()
     match image_format:
         case "png":
-            return _png(pixels, size)
+            return _png(pixels, size, text)
         case "jpeg":
             return _save(pixels, size, "JPEG", quality=95 if quality is None else max(1, quality))
         case "webp":
@@ -202,7 +211,7 @@ def _save(pixels: bytes, size: Size, name: str, **options: int) -> bytes:
     return out.getvalue()
 
 
-def _png(pixels: bytes, size: Size) -> bytes:
+def _png(pixels: bytes, size: Size, text: Mapping[str, str]) -> bytes:
     """Up filter in numpy and deflate by ISA-L, both without the GIL: ten times as fast as Pillow's writer.
 
     Source: W3C PNG specification, third edition, sections 5, 9 and 11.2.
@@ -220,10 +229,23 @@ def _png(pixels: bytes, size: Size) -> bytes:
         (
             b"\x89PNG\r\n\x1a\n",
             *_chunk(b"IHDR", header),
+            *(part for keyword, value in text.items() for part in _text_chunk(keyword, value)),
             *_chunk(b"IDAT", isal_zlib.compress(filtered, 1)),
             *_chunk(b"IEND", b""),
         )
     )
+
+
+def _text_chunk(keyword: str, value: str) -> tuple[bytes, ...]:
+    """As Pillow chooses too: tEXt where Latin-1 holds the value, else iTXt, uncompressed, of no language.
+
+    Source: W3C PNG specification, third edition, section 11.3.3; a zero byte would end a value early.
+    """
+    plain = value.replace("\0", "")
+    try:
+        return _chunk(b"tEXt", keyword.encode("latin-1") + b"\0" + plain.encode("latin-1"))
+    except UnicodeEncodeError:
+        return _chunk(b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + plain.encode())
 
 
 def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:

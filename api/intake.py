@@ -14,9 +14,11 @@ from api.body import LongText
 from api.budget import ByteBudget, Lease
 from api.codec import Codec
 from api.fetch import GuardedFetch
-from api.images import ImageFormat, ImageLimits, decode, decode_mask, encode, too_many_bytes
+from api.images import NO_TEXT, ImageFormat, ImageLimits, decode, decode_mask, encode, too_many_bytes
+from api.settings_text import settings_text
 from core.errors import RequestError
-from core.request import Image, Size
+from core.request import Image, InferenceRequest, Size
+from core.result import InferenceResult
 
 _DATA_URI = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{1,100}){0,4}?;base64,", re.IGNORECASE)
 _LONGEST_PREFIX = 1024
@@ -49,6 +51,7 @@ class IntakeOptions:
     """codec_waiting: requests whose pictures wait to be decoded before further ones are refused.
 
     held_bytes: of bodies and fetched files held at once before further ones are refused.
+    png_metadata: the settings of a picture are written into its PNG.
     """
 
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -57,6 +60,7 @@ class IntakeOptions:
     held_bytes: int = 2**30
     fetch_timeout: float = 10.0
     fetch_allow_hosts: frozenset[str] = frozenset()
+    png_metadata: bool = True
 
 
 class ImageIntake:
@@ -75,6 +79,7 @@ class ImageIntake:
             allow_hosts=options.fetch_allow_hosts,
         )
         self._fetch = fetch or self._guarded
+        self._png_metadata = options.png_metadata
 
     def __enter__(self) -> "ImageIntake":
         return self
@@ -102,7 +107,28 @@ class ImageIntake:
     async def encode(
         self, image: Image, image_format: ImageFormat, size: Size, quality: int | None = None
     ) -> bytes:
-        return await self.codec.finish(partial(encode, image, image_format, size, quality))
+        return await self.codec.finish(partial(encode, image, image_format, size, quality=quality))
+
+    async def encode_result(
+        self,
+        request: InferenceRequest,
+        result: InferenceResult,
+        image_format: ImageFormat,
+        quality: int | None = None,
+    ) -> bytes:
+        """The answer's picture as a file of the size asked for, with its settings inside if it is a PNG."""
+        return await self.codec.finish(partial(self.file, request, result, image_format, quality))
+
+    def file(
+        self,
+        request: InferenceRequest,
+        result: InferenceResult,
+        image_format: ImageFormat,
+        quality: int | None = None,
+    ) -> bytes:
+        """As ``encode_result``, for work that is in a codec's thread already."""
+        text = settings_text(request, result) if self._png_metadata and image_format == "png" else NO_TEXT
+        return encode(result.image, image_format, request.size, text, quality)
 
     async def _fetched(self, sources: Sequence[ImageSource], lease: Lease) -> list[ImageSource]:
         async def one(source: ImageSource) -> ImageSource:

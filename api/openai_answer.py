@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from api.images import ImageFormat, encode
 from api.openai_errors import worded
 from api.stream import Done, Event, Failed, KeepAlive
 from core.errors import ExecutionError, ServingError
-from core.request import Image, InferenceRequest
+from core.request import InferenceRequest
 from core.result import InferenceResult
 
 log = logging.getLogger("batchmux.api")
@@ -71,7 +72,7 @@ async def stream(
                         services,
                         shape,
                         request,
-                        result.image,
+                        _file_of(services, shape, request, result),
                         f"{shape.event}.completed",
                         {"usage": usage([request], shape.patch), "seed": result.seed, "model": result.model},
                     )
@@ -87,7 +88,13 @@ async def stream(
                         services,
                         shape,
                         request,
-                        event.preview,
+                        partial(
+                            encode,
+                            event.preview,
+                            shape.image_format,
+                            request.size,
+                            quality=shape.compression,
+                        ),
                         f"{shape.event}.partial_image",
                         {"partial_image_index": shown},
                     )
@@ -131,11 +138,11 @@ async def _picture(
 ) -> bytes:
     """One entry of ``data``; never with both an address and base64: some clients would take the wrong one."""
     if shape.as_url:
-        data = await services.intake.encode(result.image, shape.image_format, request.size, shape.compression)
+        data = await services.intake.encode_result(request, result, shape.image_format, shape.compression)
         file_id = await services.files.put(data, shape.image_format)
         url = services.files.url(file_id, shape.image_format, shape.origin)
         return orjson.dumps({"url": url, "seed": result.seed})
-    text = await _base64(services, shape, request, result.image)
+    text = await _base64(services, _file_of(services, shape, request, result))
     return b'{"b64_json":"' + text + b'","seed":%d}' % result.seed
 
 
@@ -143,11 +150,11 @@ async def _event(
     services: Services,
     shape: Shape,
     request: InferenceRequest,
-    image: Image,
+    encoded: Callable[[], bytes],
     name: str,
     more: dict[str, Any],
 ) -> bytes:
-    text = await _base64(services, shape, request, image)
+    text = await _base64(services, encoded)
     rest = {"type": name, "created_at": int(time.time()), **_look(shape, request), **more}
     head = b"event: " + name.encode() + b'\ndata: {"b64_json":"'
     return head + text + b'",' + orjson.dumps(rest)[1:] + b"\n\n"
@@ -157,10 +164,17 @@ def _error(error: ServingError) -> bytes:
     return b"event: error\ndata: " + orjson.dumps({"type": "error", "error": worded(error)}) + b"\n\n"
 
 
-async def _base64(services: Services, shape: Shape, request: InferenceRequest, image: Image) -> bytes:
+def _file_of(
+    services: Services, shape: Shape, request: InferenceRequest, result: InferenceResult
+) -> Callable[[], bytes]:
+    return partial(services.intake.file, request, result, shape.image_format, shape.compression)
+
+
+async def _base64(services: Services, encoded: Callable[[], bytes]) -> bytes:
+    """encoded: makes a file; called in a codec's thread."""
+
     def work() -> bytes:
-        data = encode(image, shape.image_format, request.size, shape.compression)
-        text: bytes = pybase64.b64encode(data)
+        text: bytes = pybase64.b64encode(encoded())
         return text
 
     return await services.intake.codec.finish(work)

@@ -21,10 +21,11 @@ from pydantic import (
 )
 
 from api.body import LongText, parse_json
-from api.flat_fields import FlatLora, unknown
+from api.flat_fields import FlatLora
 from api.form import Form, Part
 from api.images import ImageFormat
 from api.intake import ImageSource
+from api.json_fields import unknown
 from core.errors import RequestError
 
 # Fields of the standard that mean nothing here: they are taken and have no effect.

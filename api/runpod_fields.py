@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from api.flat_fields import unknown
+from api.json_fields import unknown
 from core.errors import RequestError
 
 _BESIDE: Final = ("input", "webhook", "policy", "s3Config", "id")

@@ -41,6 +41,7 @@ def intake_options(settings: Settings) -> IntakeOptions:
         held_bytes=settings.max_queue_mb * MIB,
         fetch_timeout=settings.fetch_timeout_seconds,
         fetch_allow_hosts=settings.fetch_allow_hosts,
+        png_metadata=settings.png_metadata,
     )
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from serverless.modes import _host
+from serverless.modes import _host, intake_options
+from settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,9 @@ from serverless.modes import _host
 def test_a_bucket_is_named_as_the_guarded_client_names_hosts(url: str, pair: str) -> None:
     """Under another name the operator's own private bucket would be refused."""
     assert _host(url) == pair
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_png_metadata_reaches_whoever_writes_pngs(wanted: bool) -> None:
+    """A setting for privacy that nobody reads would be worse than none."""
+    assert intake_options(Settings(_env_file=None, png_metadata=wanted)).png_metadata is wanted
