@@ -1,5 +1,6 @@
 """OpenAI requests that come as jobs of the queue: handed to their route's dialect, answered as a value."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,17 @@ import orjson
 import pytest
 
 from api.dialect import Answer, Arrival
+from api.flat import FlatDialect
+from api.intake import ImageIntake, IntakeOptions
 from api.passthrough import Passthrough
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
 from core.result import InferenceResult
-from tests.api.queueing import Queue, queueing
-from tests.api.serving import CATALOG
+from serverless.execution import Execution
+from serverless.jobs import JobHandler
+from serverless.output import OutputGuard
+from tests.api.queueing import Queue, no_upload, queueing
+from tests.api.serving import CATALOG, Painter
 
 ROUTE = "/v1/images/generations"
 
@@ -125,3 +131,22 @@ def test_an_output_over_the_limit_says_so(tmp_path: Path, poet: Poet) -> None:
     with queueing(tmp_path, passthrough=Passthrough({ROUTE: poet}), output_limit=40) as queue:
         job = asked(queue, {"prompt": "x", "n": 4})
         assert (job["status"], job["code"]) == ("FAILED", "output_too_large")
+
+
+def test_the_worker_on_runpod_answers_the_same(poet: Poet) -> None:
+    """RunPod turns calls of ``/v2/{id}/openai/v1/…`` into such jobs."""
+
+    async def tell(job_id: str, update: dict[str, object]) -> None: ...
+
+    async def scenario() -> None:
+        with ImageIntake(IntakeOptions(codec_threads=1)) as intake:
+            flat = FlatDialect(catalog=CATALOG, intake=intake)
+            guard = OutputGuard(flat.render_output, 18_000_000, None, no_upload)
+            handler = JobHandler(Execution(Painter(), flat, guard, Passthrough({ROUTE: poet})), tell)
+            asked = {"openai_route": ROUTE, "openai_input": {"prompt": "x", "n": 2}}
+            answer = await handler({"id": "a", "input": asked})
+            assert answer == {"created": 1, "data": [{"seed": 0}, {"seed": 1}]}
+            refused = await handler({"id": "b", "input": asked | {"openai_input": {}}})
+            assert (refused["error"], refused["code"]) == ("prompt is required", "invalid_parameter")
+
+    asyncio.run(scenario())
