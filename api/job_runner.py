@@ -117,11 +117,13 @@ class JobRunner:
         """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
+        over = False
         with self._news.listen(id) as listener:
             while True:
                 job = await self.store.get(owner, id)
-                if job.state.terminal or self._drained or not await listener.heard(max(end - clock(), 0)):
+                if job.state.terminal or self._drained or over:
                     return job
+                over = not await listener.heard(max(end - clock(), 0))
 
     def progress(self, id: str) -> Progress | None:
         """Where a running job stands, if it has said so. The caller has looked whose it is."""

@@ -38,11 +38,11 @@ def read(body: object) -> Envelope:
     if not isinstance(body, dict) or not isinstance(body.get("input"), dict):
         raise RequestError("invalid_parameter", 'the body must be {"input": {…}}', param="input")
     _refuse_others(body, _BESIDE)
-    policy = body.get("policy") or {}
+    policy = {} if body.get("policy") is None else body["policy"]
     if not isinstance(policy, dict):
         raise RequestError("invalid_parameter", "policy must be an object", param="policy")
     _refuse_others(policy, _POLICY)
-    if not isinstance(policy.get("lowPriority") or False, bool):
+    if not isinstance(policy.get("lowPriority"), bool | None):
         raise RequestError("invalid_parameter", "policy.lowPriority must be true or false", param="policy")
     return Envelope(
         input=body["input"],

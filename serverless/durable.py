@@ -1,6 +1,7 @@
 """Jobs of our own queue: kept in DATA_DIR, carried out as RunPod's are, told of by webhook."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import orjson
 
@@ -18,12 +19,14 @@ _WEBHOOK_SECONDS = 10.0  # below the sender's delay to its second try
 _GB = 10**9
 
 
+@contextmanager
 def durable_jobs(
     settings: Settings, execution: Execution, *, concurrency: int
-) -> AbstractContextManager[JobService | None]:
+) -> Iterator[JobService | None]:
     """See ``api.job_service.job_service``."""
     secret = settings.webhook_secret
-    return job_service(
+    client = GuardedFetch(max_bytes=MIB, timeout=_WEBHOOK_SECONDS, allow_hosts=settings.fetch_allow_hosts)
+    keeping = job_service(
         settings.data_dir,
         StoreLimits(
             max_live=settings.max_jobs,
@@ -32,12 +35,12 @@ def durable_jobs(
         ),
         {runpod_queue.DIALECT: runpod_work(execution)},
         {runpod_queue.DIALECT: runpod_queue.webhook_body},
-        post=GuardedFetch(
-            max_bytes=MIB, timeout=_WEBHOOK_SECONDS, allow_hosts=settings.fetch_allow_hosts
-        ).post,
+        post=client.post,
         secret=secret_of(secret.get_secret_value()) if secret is not None else None,
         concurrency=concurrency,
     )
+    with closing(client), keeping as jobs:
+        yield jobs
 
 
 def runpod_work(execution: Execution) -> Work:

@@ -1,5 +1,6 @@
 """Settings of the HTTP server: where it listens, who may use it, what it keeps and what it tells."""
 
+import base64
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -85,6 +86,17 @@ class HttpSettings(BaseSettings):
     @classmethod
     def _lower_http(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _whole_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        text = "" if value is None else value.get_secret_value()
+        if text.startswith("whsec_"):
+            try:
+                base64.b64decode(text.removeprefix("whsec_"), validate=True)
+            except ValueError:
+                raise ValueError("what follows whsec_ must be base64") from None
+        return value
 
     @field_validator("api_workers")
     @classmethod

@@ -36,6 +36,7 @@ def test_an_empty_environment_is_enough() -> None:
         ("BATCH_SIZE", "0"),
         ("PORT", "abc"),
         ("API_WORKERS", "4"),
+        ("WEBHOOK_SECRET", "whsec_no base64"),
         ("PRECISION_MODE", "int8"),
         ("USE_LIGHTNING_LORA", "perhaps"),
         ("LIGHTNING_STEPS", "few"),

@@ -1,7 +1,7 @@
 """The server of ``serving`` with a job store behind it, and a client for RunPod's paths."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from api.job_record import StoreLimits
 from api.job_service import JobService, job_service
 from api.passthrough import Passthrough
 from api.webhooks import Post
-from core.request import Image, InferenceRequest
+from core.request import InferenceRequest
 from core.service import Submit
 from serverless.durable import runpod_work
 from serverless.execution import Execution
 from serverless.output import OutputGuard
-from tests.api.serving import CATALOG, Answer, Painter, Served, png, serving, text
+from tests.api.serving import CATALOG, Answer, Painter, Served, paint, png, serving, text
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 PICTURE = text(png(96, 64))
@@ -82,18 +82,17 @@ def queueing(
     limits: StoreLimits | None = None,
     post: Post = no_post,
     secret: bytes | None = None,
-    passthrough: Callable[[Painter | Submit], Passthrough] | None = None,
+    passthrough: Passthrough | None = None,
     output_limit: int = 18_000_000,
     concurrency: int = 4,
 ) -> Iterator[Queue]:
     def keeping(submit: Submit, intake: ImageIntake) -> AbstractContextManager[JobService | None]:
         flat = FlatDialect(catalog=CATALOG, intake=intake, timeout=600)
         guard = OutputGuard(flat.render_output, output_limit, None, no_upload)
-        routes = None if passthrough is None else passthrough(submit)
         return job_service(
             folder,
             limits or StoreLimits(min_free_bytes=0),
-            {runpod_queue.DIALECT: runpod_work(Execution(submit, flat, guard, routes))},
+            {runpod_queue.DIALECT: runpod_work(Execution(submit, flat, guard, passthrough))},
             {runpod_queue.DIALECT: runpod_queue.webhook_body},
             post=post,
             secret=secret,
@@ -106,10 +105,5 @@ def queueing(
 
 def is_painted(output: Any, seed: int) -> bool:
     """Whether this is the answer to the job of that seed."""
-    from tests.api.serving import paint
-
     answer = Answer(200, {}, json.dumps(output).encode())
     return answer.picture().convert("RGB").getpixel((0, 0)) == tuple(paint(seed))
-
-
-__all__ = ["Image", "Queue", "is_painted", "queueing", "wishes"]

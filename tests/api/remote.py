@@ -12,11 +12,12 @@ Handler = Callable[[BaseHTTPRequestHandler], None]
 
 @dataclass
 class Remote:
-    """``routes`` by path; ``seen`` holds the headers of each request."""
+    """``routes`` by path; ``seen`` holds the headers of each request, ``bodies`` what was posted."""
 
     port: int
     routes: dict[str, Handler] = field(default_factory=dict)
     seen: list[dict[str, str]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     @property
     def pair(self) -> str:
@@ -79,7 +80,7 @@ def silent(seconds: float) -> Handler:
 def remote_server() -> Iterator[Remote]:
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            remote.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
             self.do_GET()
 
         def do_DELETE(self) -> None:

@@ -74,6 +74,7 @@ class Painter:
         self.cancelled: queue.Queue[str] = queue.Queue()
         self.fault: BaseException | None = None
         self.refusal: ServingError | None = None  # of newcomers, before they are read
+        self.report: OnProgress | None = None  # of the request that came last
         self.noise = False  # an answer that does not compress
         self._gate: Future[None] = Future()
         self._gate.set_result(None)
@@ -91,6 +92,7 @@ class Painter:
     async def __call__(
         self, request: InferenceRequest, on_progress: OnProgress | None = None
     ) -> InferenceResult:
+        self.report = on_progress
         self.entered.put(request)
         try:
             await asyncio.shield(asyncio.wrap_future(self._gate))
