@@ -2,7 +2,7 @@
 # pip's own configuration decides where packages come from (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf).
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint types fix bench pocket-eval
+.PHONY: help run serve test clients check lint types fix bench pocket-eval
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -22,6 +22,10 @@ serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoint
 
 test: $(VENV)/.dev ## run the tests
 	$(PY) -m pytest
+
+clients: $(VENV)/.dev out/clients/.made ## run other people's clients, Python's and JavaScript's, against the server
+	cd tests/clients/js && npm install --silent --no-audit --no-fund --no-package-lock
+	$(PY) -m pytest -m clients tests/clients
 
 check: lint types test ## everything that must hold before a commit: format, lint, types, tests
 
@@ -54,6 +58,11 @@ pocket-eval: $(VENV)/.dev ## measure the pocket checkpoint on held-out photograp
 $(VENV)/.runtime: requirements.txt | $(PY)
 	@echo "Installing requirements.txt into $(VENV); the first time takes some minutes."
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+out/clients/.made: requirements-clients.txt | $(PY)
+	$(PY) -m venv out/clients
+	out/clients/bin/python -m pip install --quiet --disable-pip-version-check -r $< pillow
 	@touch $@
 
 # The development requirements include the others, so both stamps are fresh afterwards.

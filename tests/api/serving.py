@@ -29,7 +29,7 @@ from core.catalog import Catalog
 from core.errors import ServingError
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult, OnProgress, Progress
-from core.service import Health
+from core.service import Health, Submit
 from core.spec import PipelineSpec
 
 PAINTER = PipelineSpec(
@@ -184,8 +184,10 @@ def serving(
     intake: ImageIntake | None = None,
     files: FileOptions | None = None,
     clock: Callable[[], float] = time.time,
+    submit: Submit | None = None,
+    catalog: Catalog = CATALOG,
 ) -> Iterator[Served]:
-    """The application under its real server, in a thread of its own."""
+    """The application under its real server, in a thread of its own; around the painter unless told."""
     painter, probe = Painter(), Probe()
     listener = socket.create_server(("127.0.0.1", 0))
     listening = threading.Event()
@@ -194,8 +196,8 @@ def serving(
         TemporaryDirectory(prefix="batchmux") as folder,
     ):
         app = create_app(
-            painter,
-            CATALOG,
+            submit or painter,
+            catalog,
             probe,
             api or ApiOptions(),
             intake=used,
