@@ -23,7 +23,7 @@ serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoint
 test: $(VENV)/.dev ## run the tests
 	$(PY) -m pytest
 
-clients: $(VENV)/.dev $(VENV)/.clients ## run other people's clients against a server here; needs node and npm
+clients: $(VENV)/.dev $(VENV)/.clients out/clients/.made ## run other people's clients against a server here; needs node and npm
 	$(PY) -m pytest -m clients tests/clients
 
 check: lint types test ## everything that must hold before a commit: format, lint, types, tests
@@ -57,6 +57,11 @@ pocket-eval: $(VENV)/.dev ## measure the pocket checkpoint on held-out photograp
 $(VENV)/.runtime: requirements.txt | $(PY)
 	@echo "Installing requirements.txt into $(VENV); the first time takes some minutes."
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+out/clients/.made: requirements-clients.txt | $(PY)
+	$(PY) -m venv out/clients
+	out/clients/bin/python -m pip install --quiet --disable-pip-version-check -r $< pillow
 	@touch $@
 
 # The development requirements include the others, so both stamps are fresh afterwards.

@@ -198,6 +198,7 @@ def serving(
     intake: ImageIntake | None = None,
     files: FileOptions | None = None,
     clock: Callable[[], float] = time.time,
+    submit: Submit | None = None,
     access: AccessOptions | None = None,
     stats: Callable[[], Stats] = Stats,
     keeping: Keeping = _keeps_nothing,
@@ -213,9 +214,9 @@ def serving(
         TemporaryDirectory(prefix="batchmux") as folder,
         ExitStack() as stack,
     ):
-        jobs = stack.enter_context(keeping(painter, used))
+        jobs = stack.enter_context(keeping(submit or painter, used))
         app = create_app(
-            painter,
+            submit or painter,
             catalog,
             probe,
             api or ApiOptions(),
