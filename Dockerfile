@@ -22,6 +22,10 @@ RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
 
 COPY . .
 
+# To bake a model in, add here: RUN python handler.py download qwen-image-edit-2509
+# With the ENV above it lands where the worker looks; a volume mounted there later would hide it, so set
+# HF_HOME and HUGGINGFACE_HUB_CACHE to a folder of the image first.
+
 # Root stays: RunPod mounts volumes owned by root, and the worker downloads checkpoints to them.
 
 EXPOSE 8000

@@ -23,7 +23,8 @@ ROUNDS, LIMIT = 50, 64e6
 SIDE = 64
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
+    arguments = sys.argv[1:]
     rounds = int(arguments[0]) if arguments else ROUNDS
     names = arguments[1:] or [spec.name for spec in SPECS if not spec.needs_gpu]
     missed = False
@@ -79,11 +80,11 @@ def use(models: ModelManager, spec: PipelineSpec) -> None:
         pipeline.decode(states)
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
+def resident(figure: str = "VmRSS") -> int:
+    """Bytes of this process in memory now; ``VmHWM`` is the most there ever were."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{figure}:"))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -64,6 +64,8 @@ def findings(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
             yield Finding("access", not shut, sentence, warning=not shut)
     yield from _weights(settings, spec)
     yield _memory()
+    if settings.gpu_max_gib is not None and spec.vram_gb is not None:
+        yield _budget(settings.gpu_max_gib, settings.precision_mode, spec)
     if settings.bucket_endpoint_url or settings.bucket_access_key_id or settings.bucket_secret_access_key:
         yield _bucket(settings)
     yield _device(spec)  # last: it takes seconds
@@ -172,6 +174,20 @@ def _memory() -> Finding:
         return Finding("memory", True, sentence)
     remedy = "the RunPod SDK ends a worker below 4 GB; choose a larger machine or set RUNPOD_MIN_MEMORY_GB"
     return Finding("memory", False, f"{sentence}; {remedy}")
+
+
+def _budget(gib: float, mode: str, spec: PipelineSpec) -> Finding:
+    """What a row says it needs is of 16-bit weights; the others are measured when they are loaded."""
+    assert spec.vram_gb is not None
+    allowed = gib * 2**30 / 1e9
+    if mode in ("bf16", "fp16") and spec.vram_gb > allowed:
+        return Finding(
+            "budget",
+            False,
+            f"{spec.name} needs about {spec.vram_gb:.0f} GB and GPU_MAX_GIB={gib:g} allows {allowed:.0f} GB; "
+            "raise it, or set PRECISION_MODE=8bit",
+        )
+    return Finding("budget", True, f"GPU_MAX_GIB={gib:g} for all loaded models together")
 
 
 def _device(spec: PipelineSpec) -> Finding:

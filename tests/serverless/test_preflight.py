@@ -75,6 +75,19 @@ def test_a_missing_gpu_is_named_with_the_way_out(tmp_path: Path) -> None:
     assert "DEFAULT_MODEL=pocket-edit" in finding.sentence
 
 
+@pytest.mark.parametrize(
+    ("gib", "mode", "good"), [(48, "bf16", False), (48, "8bit", True), (64, "bf16", True)]
+)
+def test_a_memory_limit_that_the_model_exceeds_is_named(
+    tmp_path: Path, gib: float, mode: str, good: bool
+) -> None:
+    """Before the weights are fetched, which takes longer than reading this."""
+    given = settings(tmp_path, gpu_max_gib=gib, precision_mode=mode, local_only=True)
+    finding = found(replace(REAL, vram_gb=60.0), given, "budget")
+    assert finding.good == good
+    assert f"GPU_MAX_GIB={gib}" in finding.sentence
+
+
 def test_weights_are_looked_for_where_they_would_be_loaded_from(tmp_path: Path) -> None:
     """MODEL_DIR first, then the hub's cache; LOCAL_ONLY forbids the rest."""
     model_dir = tmp_path / "model"
