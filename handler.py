@@ -54,11 +54,8 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
             state="failed" if stats.fatal else "draining" if stats.draining else state,
             model=rows.default.name,
             detail=stats.fatal or loaded.detail,
-            gpu_available=bool(loaded.gpu_available),
-            lightning_enabled=loaded.lightning_enabled,
             counts=stats.counts,
-            caches=loaded.caches,
-            retry_after=loaded.retry_after,
+            **loaded.facts,
         )
 
     policy, pictures = BatchPolicy(**config.batching), modes.intake_options(config)
@@ -68,7 +65,8 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
         if job is not None:
             mode.run_once(job)
         elif config.standalone_mode:
-            mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm)
+            purge = partial(mux.between, models.evict)
+            mode.serve_http(health, mux.admit, mux.drain, warm, progress=mux.progress, purge=purge)
         else:
             mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
         log.info("ended with %s", mux.stats())

@@ -7,8 +7,8 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from api import flat_route, probes
-from api.dialect import ApiOptions, Endpoint, Services
+from api import flat_route, probes, sdxl_service
+from api.dialect import ApiOptions, Endpoint, FileStore, Purge, Services, nothing_to_purge
 from api.exchange import request_id
 from api.flat import refuse
 from api.intake import ImageIntake
@@ -29,6 +29,8 @@ def create_app(
     intake: ImageIntake,
     admit: Admit,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
+    purge: Purge = nothing_to_purge,
+    files: FileStore | None = None,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
@@ -45,9 +47,12 @@ def create_app(
         intake=intake,
         admit=admit,
         progress=progress,
+        purge=purge,
+        files=files,
     )
-    for endpoint in (*flat_route.endpoints(services), *probes.endpoints(services)):
-        _add(app, endpoint)
+    for part in (flat_route, sdxl_service, probes):
+        for endpoint in part.endpoints(services):
+            _add(app, endpoint)
     return app
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -21,7 +22,9 @@ from core.service import Admit, HealthProbe, Submit
 class ApiOptions:
     """body_seconds: for a body to arrive in full; body_stall_seconds: without a byte of it.
 
-    timeout: deadline of a request that names none.
+    timeout: deadline of a request that names none; generation_timeout: one of /v1/generate, where it differs.
+    base_url: before /files/… in answers, without a slash at its end.
+    max_queue: requests that may wait, for the sentence that refuses another.
     """
 
     max_body_bytes: int = 40 * 2**20
@@ -29,11 +32,35 @@ class ApiOptions:
     body_stall_seconds: float = 5.0
     output_format: ImageFormat = "png"
     timeout: float | None = 600.0
+    generation_timeout: float | None = None
+    base_url: str = ""
+    max_queue: int = 256
+
+
+class FileStore(Protocol):
+    """Pictures that are answered as URLs. ``put`` raises ``CapacityError`` ``storage_full``."""
+
+    async def put(self, data: bytes, extension: str) -> str:
+        """The new file's id, ``im_…``."""
+        ...
+
+    def path(self, id: str, extension: str) -> Path | None: ...
+
+
+# Throws a model, or all of them, out of memory: how many left, how many are still loaded.
+Purge = Callable[[str | None], Awaitable[tuple[int, int]]]
+
+
+async def nothing_to_purge(name: str | None) -> tuple[int, int]:
+    return 0, 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """What every dialect stands on. ``progress`` tells where a live job stands, by its id."""
+    """What every dialect stands on. ``progress`` tells where a live job stands, by its id.
+
+    files: None where nothing is kept; dialects that answer URLs are then not served.
+    """
 
     submit: Submit
     catalog: Catalog
@@ -42,6 +69,8 @@ class Services:
     intake: ImageIntake
     admit: Admit
     progress: Callable[[str], Progress | None] = lambda job_id: None
+    purge: Purge = nothing_to_purge
+    files: FileStore | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

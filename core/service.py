@@ -1,7 +1,7 @@
 """The port between the edges and whatever computes: ``submit`` and a look at its health."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -33,6 +33,8 @@ class Health:
 
     ``detail`` is one sentence for a person: what is loading, or what went wrong and how to mend it.
     ``retry_after``: seconds after which a failure may be over; None where only a person can mend it.
+    ``loaded``: names of the models in memory, the least recently used first.
+    ``device``: name, compute_capability, allocated_mb, reserved_mb; empty where there is no GPU.
     """
 
     state: str
@@ -43,6 +45,8 @@ class Health:
     lightning_enabled: bool = False
     counts: dict[str, int] = field(default_factory=dict)  # the accounting identity, by state
     caches: dict[str, dict[str, int]] = field(default_factory=dict)
+    loaded: tuple[str, ...] = ()
+    device: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:

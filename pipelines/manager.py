@@ -32,6 +32,7 @@ class ModelStatus:
 
     gpu_available is None until something asked the device.
     retry_after: seconds after which a failure may be over; None when only a person can mend it.
+    loaded: names, the least recently used first. device: see ``core.service.Health``.
     """
 
     state: str = "idle"
@@ -40,6 +41,20 @@ class ModelStatus:
     lightning_enabled: bool = False
     caches: dict[str, dict[str, int]] = field(default_factory=dict)
     retry_after: float | None = FIRST_RETRY
+    loaded: tuple[str, ...] = ()
+    device: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What health shows as it is here."""
+        return {
+            "gpu_available": bool(self.gpu_available),
+            "lightning_enabled": self.lightning_enabled,
+            "caches": self.caches,
+            "retry_after": self.retry_after,
+            "loaded": self.loaded,
+            "device": self.device,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +70,24 @@ def cuda_is_available() -> bool:
     return torch.cuda.is_available()
 
 
+def cuda_facts() -> dict[str, str | float]:
+    """Of the device that is in use, as ``Health.device`` holds them; asks it for nothing that waits."""
+    import torch
+
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    return {
+        "name": name,
+        "compute_capability": f"{major}.{minor}",
+        "allocated_mb": round(torch.cuda.memory_allocated() / 2**20, 1),
+        "reserved_mb": round(torch.cuda.memory_reserved() / 2**20, 1),
+    }
+
+
 class ModelManager:
     """The ``acquire`` that the mux is handed.
 
     clock: monotonic seconds. has_gpu: asked when a row needs a GPU, and once for the status.
+    gpu_facts: asked by the status once a model was loaded onto a GPU.
     """
 
     def __init__(
@@ -68,11 +97,13 @@ class ModelManager:
         *,
         clock: Callable[[], float] = time.monotonic,
         has_gpu: Callable[[], bool] = cuda_is_available,
+        gpu_facts: Callable[[], Mapping[str, str | float]] = cuda_facts,
     ) -> None:
         self._catalog = catalog
         self._options = options
         self._clock = clock
         self._has_gpu = has_gpu
+        self._gpu_facts = gpu_facts
         self._loaded: OrderedDict[str, LoadedPipeline] = OrderedDict()
         self._failures: dict[str, _Failure] = {}
         self._status = ModelStatus()
@@ -97,6 +128,23 @@ class ModelManager:
         self._loaded.move_to_end(spec.name)
         return pipeline
 
+    def evict(self, name: str | None = None) -> tuple[int, int]:
+        """Throw one model out, or all of them: how many left and how many are still loaded.
+
+        A model that is not loaded, or not known, throws nobody out. As ``acquire``, only for the device
+        thread with no rows in memory. The next request for the model loads it again.
+        """
+        names = list(self._loaded)
+        if name is not None:
+            known = {alias.lower(): spec.name for spec in self._catalog for alias in spec.names}
+            names = [loaded for loaded in names if loaded == known.get(name.strip().lower())]
+        for loaded in names:
+            del self._loaded[loaded]
+        if names:
+            _free_memory()
+            self._publish("ready", f"{', '.join(names)} left memory; the next request loads it")
+        return len(names), len(self._loaded)
+
     def status(self) -> ModelStatus:
         """A snapshot; the cache counters in it are of this moment.
 
@@ -112,7 +160,11 @@ class ModelManager:
                 status = replace(status, state="idle")
             else:
                 status = replace(status, retry_after=failure.retry_at - self._clock())
-        return replace(status, caches={name: dict(counts) for name, counts in status.caches.items()})
+        return replace(
+            status,
+            caches={name: dict(counts) for name, counts in status.caches.items()},
+            device=self._gpu_facts() if status.gpu_available and status.loaded else {},
+        )
 
     def _load(self, spec: PipelineSpec) -> LoadedPipeline:
         self._publish("loading", f"{spec.name} is loading: importing libraries")
@@ -170,6 +222,7 @@ class ModelManager:
                 for name, pipeline in self._loaded.items()
                 for cache, counts in pipeline.caches.items()
             },
+            loaded=tuple(self._loaded),
         )
 
 

@@ -1,5 +1,6 @@
 """The three ways to run, put together from their parts: RunPod's queue, one job here, HTTP."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from api.images import ImageLimits
 from api.intake import ImageIntake, IntakeOptions
 from core.catalog import Catalog
 from core.errors import CapacityError, ServingError
+from core.result import Progress
 from core.service import Admit, HealthProbe, Submit
 from serverless import worker
 from serverless.bucket import Bucket
@@ -81,10 +83,13 @@ class Modes:
         admit: Admit,
         drain: Callable[[float], object],
         on_listening: Callable[[], object],
+        progress: Callable[[str], Progress | None],
+        purge: Callable[[str | None], Future[tuple[int, int]]],
     ) -> None:
         """Serve HTTP until SIGTERM and the drain after it.
 
         on_listening: starts what would only slow the start down, once connections are accepted.
+        purge: throws a model, or all, out of memory; see ``api.dialect.Purge``.
         """
         from api.app import ApiOptions, create_app
         from api.server import ServerOptions, serve
@@ -105,9 +110,14 @@ class Modes:
                 max_body_bytes=settings.max_body_mb * MIB,
                 output_format=settings.output_format,
                 timeout=settings.request_timeout_seconds,
+                generation_timeout=settings.generation_timeout_seconds or None,
+                base_url=settings.base_url.rstrip("/"),
+                max_queue=settings.max_queue,
             ),
             intake=self.intake,
             admit=admit,
+            progress=progress,
+            purge=lambda name: asyncio.wrap_future(purge(name)),
         )
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds

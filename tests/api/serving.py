@@ -19,13 +19,14 @@ from typing import Any
 from PIL import Image as Pillow
 
 from api.app import ApiOptions, create_app
+from api.dialect import FileStore, Purge, nothing_to_purge
 from api.intake import ImageIntake, IntakeOptions
 from api.server import ServerOptions, make_server
 from core.catalog import Catalog
 from core.errors import ServingError
 from core.request import Image, InferenceRequest, Task
-from core.result import InferenceResult, OnProgress
-from core.service import Health
+from core.result import InferenceResult, OnProgress, Progress
+from core.service import Health, Submit
 from core.spec import PipelineSpec
 
 PAINTER = PipelineSpec(
@@ -174,13 +175,28 @@ def serving(
     images: IntakeOptions | None = None,
     server: ServerOptions | None = None,
     intake: ImageIntake | None = None,
+    catalog: Catalog = CATALOG,
+    files: FileStore | None = None,
+    purge: Purge = nothing_to_purge,
+    submit: Submit | None = None,
+    progress: Callable[[str], Progress | None] = lambda job_id: None,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own."""
     painter, probe = Painter(), Probe()
     listener = socket.create_server(("127.0.0.1", 0))
     listening = threading.Event()
     with intake or ImageIntake(images or IntakeOptions(codec_threads=2)) as used:
-        app = create_app(painter, CATALOG, probe, api or ApiOptions(), intake=used, admit=painter.admit)
+        app = create_app(
+            submit or painter,
+            catalog,
+            probe,
+            api or ApiOptions(),
+            intake=used,
+            admit=painter.admit,
+            progress=progress,
+            purge=purge,
+            files=files,
+        )
         running = make_server(
             app, server or ServerOptions(), drain=lambda seconds: None, on_listening=listening.set
         )
