@@ -103,6 +103,8 @@ def _health_body(health: Health) -> dict[str, Any]:
         "lightning_enabled": health.lightning_enabled,
         "jobs": health.counts,
         "caches": health.caches,
+        "model_loaded": health.model in health.loaded,
+        "gpu_memory_mb": health.device.get("allocated_mb"),
     }
 
 
