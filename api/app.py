@@ -7,7 +7,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from api import edit_form, flat_route, probes, sdxl_service
+from api import edit_form, flat_route, generate_service, probes, sdxl_service
 from api.dialect import ApiOptions, Endpoint, FileStore, Purge, Services, nothing_to_purge
 from api.exchange import request_id
 from api.flat import refuse
@@ -50,7 +50,7 @@ def create_app(
         purge=purge,
         files=files,
     )
-    for part in (flat_route, edit_form, sdxl_service, probes):
+    for part in (flat_route, edit_form, generate_service, sdxl_service, probes):
         for endpoint in part.endpoints(services):
             _add(app, endpoint)
     return app

@@ -6,6 +6,7 @@ Knows no dialect: each brings its own models and decides what becomes of a ``Fie
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,7 +19,8 @@ from pydantic import (
 )
 
 from api.body import LongText
-from api.errors import message_of
+from api.dialect import Answer, Arrival
+from api.errors import message_of, status_of
 from api.flat_fields import unknown
 from core.errors import RequestError, ServingError
 
@@ -85,6 +87,16 @@ def as_fault(error: ServingError, places: Mapping[str, tuple[str, ...]]) -> Serv
     place = places.get(error.param, (error.param,))
     message = error.message.replace(error.param, place[-1], 1)
     return FieldFault(error.code, message, place=place, kind="value_error")
+
+
+def worded(
+    error: ServingError, arrival: Arrival, *, status: int | None = None, message: str | None = None
+) -> Answer:
+    """An error as these services' clients read it, in ``detail``; what a program needs stands beside."""
+    sentence = message or message_of(error)
+    detail = error.detail if isinstance(error, FieldFault) else sentence
+    body = {"detail": detail, "error": sentence, "code": error.code, "request_id": arrival.shown_id}
+    return Answer(orjson.dumps(body), status or status_of(error))
 
 
 def _known(model: type[BaseModel], place: tuple[str | int, ...]) -> list[str]:

@@ -16,8 +16,7 @@ from starlette.responses import Response
 from api.body import parse_json
 from api.control import Control
 from api.dialect import Answer, Arrival, Endpoint, FileStore, Services
-from api.errors import message_of, status_of
-from api.fields import FAULTS, FieldFault, Float, Int, Text, Wire, as_fault, body_of, checked
+from api.fields import FAULTS, Float, Int, Text, Wire, as_fault, body_of, checked, worded
 from api.route import Route, arrival_of
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
@@ -205,11 +204,8 @@ class Purging:
 
 
 def refuse(error: ServingError, arrival: Arrival) -> Answer:
-    status = 400 if isinstance(error, RuleFault) else status_of(error)
-    message = _SENTENCES.get(error.code, message_of(error))
-    detail = error.detail if isinstance(error, FieldFault) else message
-    body = {"detail": detail, "error": message, "code": error.code, "request_id": arrival.shown_id}
-    return Answer(orjson.dumps(body), status)
+    status = 400 if isinstance(error, RuleFault) else None
+    return worded(error, arrival, status=status, message=_SENTENCES.get(error.code))
 
 
 async def _deprecated(request: Request) -> Response:
