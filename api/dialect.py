@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -43,8 +42,6 @@ class FileStore(Protocol):
     async def put(self, data: bytes, extension: str) -> str:
         """The new file's id, ``im_…``."""
         ...
-
-    def path(self, id: str, extension: str) -> Path | None: ...
 
 
 # Throws a model, or all of them, out of memory: how many left, how many are still loaded.

@@ -68,14 +68,14 @@ def endpoints(services: Services) -> list[Endpoint]:
     return [
         Endpoint(
             path="/generate",
-            handle=_counted(Route(services, service), loras),
+            handle=Counted(Route(services, service), service, loras),
             summary="Make a picture of a text, answered as a data URI",
             openapi=body,
             responses={200: {"model": GenerateAnswer, "description": "The picture"}, **FAULTS},
         ),
         Endpoint(
             path="/generate-stream",
-            handle=_counted(StreamRoute(services, service), loras),
+            handle=Counted(StreamRoute(services, service), service, loras),
             summary="The same as events: queued, progress, and complete or error",
             openapi=body,
             responses={200: {"description": "Events", "content": {"text/event-stream": {}}}, **FAULTS},
@@ -84,12 +84,17 @@ def endpoints(services: Services) -> list[Endpoint]:
     ]
 
 
-def _counted(handle: Handler, loras: DefaultLoras) -> Handler:
-    async def counting(request: Request) -> Response:
-        with loras.in_use():
-            return await handle(request)
+class Counted:
+    """A route during which the LoRAs stay as they are."""
 
-    return counting
+    def __init__(self, route: Handler, dialect: "GenerateService", loras: DefaultLoras) -> None:
+        self.dialect = dialect
+        self._route = route
+        self._loras = loras
+
+    async def __call__(self, request: Request) -> Response:
+        with self._loras.in_use():
+            return await self._route(request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,10 +71,13 @@ def cuda_is_available() -> bool:
 
 
 def cuda_facts() -> dict[str, str | float]:
-    """Of the device that is in use, as ``Health.device`` holds them; asks it for nothing that waits."""
+    """Of the device that is in use, as ``Health.device`` holds them; empty when it is lost."""
     import torch
 
-    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    try:
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    except RuntimeError:  # torch's CUDA errors; whoever asks for health must get an answer
+        return {}
     return {
         "name": name,
         "compute_capability": f"{major}.{minor}",

@@ -35,9 +35,6 @@ class Shelf:
         self.files[f"{name}.{extension}"] = data
         return name
 
-    def path(self, id: str, extension: str) -> Path | None:
-        return None
-
 
 class Memory:
     """Two loaded models."""
