@@ -23,8 +23,8 @@ from api.intake import ImageSource
 from api.route import Route, arrival_of
 from core.errors import ExecutionError, RequestError, ServingError
 from core.request import Image, InferenceRequest, Task
-from core.result import InferenceResult
-from core.service import Health
+from core.result import InferenceResult, OnProgress, Progress
+from core.service import Health, Submit
 
 # What its clients know: (status, error) of ours. Anything else is ``http_error``.
 _WORDS: Final = {
@@ -70,11 +70,18 @@ class FileFault(RequestError):
         self.word = word
 
 
+class WaitFault(ExecutionError):
+    """The deadline passed before the first step."""
+
+    def __init__(self) -> None:
+        super().__init__("deadline_exceeded", "Request timed out waiting for GPU")
+
+
 def endpoints(services: Services) -> list[Endpoint]:
     return [
         Endpoint(
             path="/edit",
-            handle=Route(services, EditForm(services)),
+            handle=Route(replace(services, submit=_noting_the_wait(services.submit)), EditForm(services)),
             summary="Edit a picture, sent as a form; answers PNG bytes",
             openapi={"requestBody": _BODY},
             responses={200: {"description": "The picture", "content": {"image/png": {}}}, **FAULTS},
@@ -167,9 +174,29 @@ class EditForm:
             word = error.word
         elif isinstance(error, FieldFault):
             detail = error.detail
-        elif word == "timeout":
+        elif word == "timeout" and not isinstance(error, WaitFault):
             detail = "Inference timed out"
         return Answer(orjson.dumps({"error": word, "detail": detail, "request_id": arrival.shown_id}), status)
+
+
+def _noting_the_wait(submit: Submit) -> Submit:
+    async def noting(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
+        began = False
+
+        def tell(step: Progress) -> None:  # on the device thread
+            nonlocal began
+            began = True
+            if on_progress is not None:
+                on_progress(step)
+
+        try:
+            return await submit(request, tell)
+        except ExecutionError as error:
+            if error.code == "deadline_exceeded" and not began:
+                raise WaitFault from None
+            raise
+
+    return noting
 
 
 class GpuHealth:

@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, ExecutionError, OutOfDeviceMemory
 from core.request import InferenceRequest
+from core.result import InferenceResult, OnProgress, Progress
 from tests.api.printed_lines import printed
 from tests.api.serving import DREAMER, INSIDE, PAINTER, Served, paint, png, serving, text
 
@@ -182,6 +183,23 @@ def test_failures_have_their_words(raised: Exception, status: int, word: str, fo
         assert fault(edit(form, {"image": FILE}, {"prompt": "p"}))[:2] == (status, word)
     finally:
         form.painter.fault = None
+
+
+@pytest.mark.parametrize(
+    ("begun", "sentence"), [(False, "Request timed out waiting for GPU"), (True, "Inference timed out")]
+)
+def test_a_deadline_says_whether_the_work_had_begun(begun: bool, sentence: str) -> None:
+    """A longer deadline helps in one case, a second GPU in the other."""
+
+    async def late(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
+        assert on_progress is not None
+        if begun:
+            on_progress(Progress(state="running", step=1, steps=2))
+        raise ExecutionError("deadline_exceeded", "late")
+
+    with serving(submit=late) as running:
+        answer = edit(running, {"image": FILE}, {"prompt": "p"})
+    assert fault(answer) == (504, "timeout", sentence)
 
 
 @pytest.mark.parametrize(("kind", "status"), [("application/json", 415), ("multipart/form-data", 415)])
