@@ -68,7 +68,8 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
         if job is not None:
             mode.run_once(job)
         elif config.standalone_mode:
-            mode.serve_http(health, mux.admit, drain=mux.drain, on_listening=warm, counts=counts)
+            purge = partial(mux.between, models.evict)
+            mode.serve_http(health, mux.admit, mux.drain, warm, counts, mux.progress, purge)
         else:
             mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
         log.info("ended with %s", mux.stats())

@@ -10,8 +10,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import (
     automatic1111,
+    edit_form,
     file_route,
     flat_route,
+    generate_service,
     hugging_face,
     jobs,
     metrics_route,
@@ -19,8 +21,9 @@ from api import (
     openai_models,
     probes,
     runpod_queue,
+    sdxl_service,
 )
-from api.dialect import ApiOptions, Endpoint, Services
+from api.dialect import ApiOptions, Endpoint, Purge, Services, nothing_to_purge
 from api.files import FileStore
 from api.flat import refuse
 from api.gate import AccessOptions, Gate
@@ -55,6 +58,7 @@ def create_app(
     stats: Callable[[], Stats] = Stats,
     access: AccessOptions | None = None,
     tracing: "Tracing | None" = None,
+    purge: Purge = nothing_to_purge,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it."""
     app = FastAPI(
@@ -77,6 +81,7 @@ def create_app(
         progress=progress,
         stats=stats,
         jobs=job_runner,
+        purge=purge,
     )
     endpoints = (
         *flat_route.endpoints(services),
@@ -84,6 +89,9 @@ def create_app(
         *openai_images.endpoints(services),
         *openai_models.endpoints(services),
         *runpod_queue.endpoints(services),
+        *edit_form.endpoints(services),
+        *generate_service.endpoints(services),
+        *sdxl_service.endpoints(services),
         *jobs.endpoints(services),
         *hugging_face.endpoints(services),
         *automatic1111.endpoints(services),

@@ -24,7 +24,8 @@ from core.stats import Stats
 class ApiOptions:
     """body_seconds: for a body to arrive in full; body_stall_seconds: without a byte of it.
 
-    timeout: deadline of a request that names none.
+    timeout: deadline of a request that names none; generation_timeout: one of /v1/generate, where it differs.
+    max_queue: requests that may wait, for the sentence that refuses another.
     profile: whose words /health and /metrics use: worker | firered | gateway | vision | sdxl.
     log_prompts: whether prompts stand in the log. metrics_enabled: else /metrics is empty.
     """
@@ -38,6 +39,16 @@ class ApiOptions:
     profile: str = "worker"
     log_prompts: bool = False
     metrics_enabled: bool = True
+    generation_timeout: float | None = None
+    max_queue: int = 256
+
+
+# Throws a model, or all of them, out of memory: how many left, how many are still loaded.
+Purge = Callable[[str | None], Awaitable[tuple[int, int]]]
+
+
+async def nothing_to_purge(name: str | None) -> tuple[int, int]:
+    return 0, 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +68,7 @@ class Services:
     progress: Callable[[str], Progress | None] = lambda job_id: None
     stats: Callable[[], Stats] = Stats
     jobs: JobRunner | None = None
+    purge: Purge = nothing_to_purge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

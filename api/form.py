@@ -21,6 +21,7 @@ class Part:
     name: str
     data: bytes
     filename: str | None = None
+    media_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class _Collector:
     _header: bytearray = field(default_factory=bytearray)
     _value: bytearray = field(default_factory=bytearray)
     _disposition: bytes = b""
+    _media_type: str | None = None
 
     def callbacks(self) -> dict[str, Any]:
         return {
@@ -107,7 +109,7 @@ class _Collector:
     def _begin(self) -> None:
         if len(self.parts) >= MAX_PARTS:
             raise _unacceptable(f"the form has over {MAX_PARTS} parts; send fewer")
-        self._data, self._disposition = bytearray(), b""
+        self._data, self._disposition, self._media_type = bytearray(), b"", None
 
     def _grow(self, buffer: bytearray, piece: bytes) -> None:
         buffer += piece
@@ -115,8 +117,11 @@ class _Collector:
             raise _unacceptable("a part of the form has headers of over 8 KB; leave them out")
 
     def _end_header(self) -> None:
-        if bytes(self._header).lower() == b"content-disposition":
+        name = bytes(self._header).lower()
+        if name == b"content-disposition":
             self._disposition = bytes(self._value)
+        elif name == b"content-type":
+            self._media_type = self._value.decode("latin-1").strip().lower()
         self._header.clear()
         self._value.clear()
 
@@ -128,7 +133,7 @@ class _Collector:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         filename = options.get(b"filename")
         shown = None if filename is None else filename.decode("utf-8", "replace")
-        self.parts.append(Part(name, bytes(self._data), shown))
+        self.parts.append(Part(name, bytes(self._data), shown, self._media_type))
 
     def _end(self) -> None:
         self.ended = True

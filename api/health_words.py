@@ -33,14 +33,16 @@ def body_of(profile: str, health: Health, memory: Mapping[str, int]) -> dict[str
         "caches": health.caches,
         "loading": health.loading,
         "models": health.models,
-        "model_loaded": health.ready,
-        "loaded_models": [health.model] if health.ready else [],
-        "gpu_memory_mb": None if allocated is None else round(allocated / _MB, 1),
+        "model_loaded": health.model in health.loaded,
+        "loaded_models": list(health.loaded),
+        "gpu_memory_mb": health.device.get("allocated_mb")
+        if allocated is None
+        else round(allocated / _MB, 1),
         "available_memory_gb": None if free is None else round(free / _GB, 2),
         "gateway": "running",
         "text2image_server": {
             "status": _word("gateway", health),
-            "model_loaded": health.ready,
+            "model_loaded": health.model in health.loaded,
             "cuda_available": health.gpu_available,
             "current_queue_size": health.counts.get("queued", 0),
             "active_generations": health.counts.get("running", 0),

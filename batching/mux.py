@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from batching.job import Job, JobState
 from batching.ledger import Ledger
@@ -28,6 +28,7 @@ from core.result import InferenceResult, OnProgress, Progress
 __all__ = ["BatchMux", "BatchPolicy", "MuxStats"]
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 _WATCH_SECONDS = 0.2
 _RESTART_SECONDS = 10.0  # when to try again after a shutdown
@@ -63,7 +64,7 @@ class BatchMux:
         self._idle = threading.Condition(self._lock)  # drain waits here
         self._ledger = Ledger(policy, clock, self._lock)
         self._service = Service(acquire, self._ledger)
-        self._warms: deque[tuple[str, Future[None]]] = deque()
+        self._chores: deque[tuple[Callable[[], Any], Future[Any]]] = deque()  # of the device, with no rows
         self._draining = False
         self._closed = threading.Event()
         self._fatal: str | None = None
@@ -115,10 +116,14 @@ class BatchMux:
 
     def warm(self, model: str) -> Future[None]:
         """Load a model before anyone asks for it, as soon as no rows are in memory."""
-        future: Future[None] = Future()
+        return self.between(self._service.load, model)
+
+    def between(self, chore: Callable[..., Value], *arguments: object) -> Future[Value]:
+        """Call it on the device thread as soon as no rows are in memory: it may throw any model out."""
+        future: Future[Value] = Future()
         with self._lock:
             self._check_open()
-            self._warms.append((model, future))
+            self._chores.append((partial(chore, *arguments), future))
             self._work.notify()
         return future
 
@@ -154,7 +159,7 @@ class BatchMux:
         self._closed.set()
         with self._lock:
             self._work.notify()
-        self._drop_warms(_shutting_down())
+        self._drop_chores(_shutting_down())
         for thread in (self._device, self._watchdog):
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(timeout=1.0)
@@ -219,25 +224,26 @@ class BatchMux:
                 self._ledger.settle_due()
                 if self._ledger.undelivered:
                     return self._deliver
-                if self._warms and not self._ledger.scheduler.running:
-                    return partial(self._warm, *self._warms.popleft())
-                plan = self._ledger.scheduler.plan(self._clock(), admit=not self._warms)
+                if self._chores and not self._ledger.scheduler.running:
+                    return partial(self._do, *self._chores.popleft())
+                plan = self._ledger.scheduler.plan(self._clock(), admit=not self._chores)
                 if not isinstance(plan, Rest):
                     return partial(self._service.serve, plan)
                 self._work.wait(None if plan.until == float("inf") else max(plan.until - self._clock(), 0.0))
         return None
 
-    def _warm(self, model: str, future: Future[None]) -> None:
+    def _do(self, chore: Callable[[], Value], future: Future[Value]) -> None:
         if not future.set_running_or_notify_cancel():
             return
+        self._service.let_go()
         try:
-            self._service.load(model)
+            value = chore()
         except BaseException as error:
             future.set_exception(error)
             if isinstance(error, DeviceLost) or not isinstance(error, ServingError):
                 raise
         else:
-            future.set_result(None)
+            future.set_result(value)
 
     # The watchdog thread.
 
@@ -267,17 +273,17 @@ class BatchMux:
             self._ledger.settle_all(DeviceLost(reason))
             self._work.notify()
         self._deliver()
-        self._drop_warms(DeviceLost(reason))
+        self._drop_chores(DeviceLost(reason))
         if self._on_fatal is not None:
             try:
                 self._on_fatal(reason)
             except Exception:
                 log.exception("on_fatal failed")
 
-    def _drop_warms(self, error: ServingError) -> None:
+    def _drop_chores(self, error: ServingError) -> None:
         while True:
             try:
-                future = self._warms.popleft()[1]
+                future = self._chores.popleft()[1]
             except IndexError:
                 return
             if future.set_running_or_notify_cancel():

@@ -71,6 +71,10 @@ class Service:
                     self._ledger.scheduler.switched(seconds)
             self._model = model
 
+    def let_go(self) -> None:
+        """Hold on to no model, so that one which is thrown out is gone. Only with no rows in memory."""
+        self._pipeline = None
+
     def serve(self, tick: Tick) -> None:
         """Raises ``DeviceLost``; every other fault answers the rows it concerns."""
         ledger = self._ledger

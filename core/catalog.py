@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from core.errors import RequestError
+from core.request import Task
 from core.spec import PipelineSpec
 
 
@@ -32,6 +33,16 @@ class Catalog:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._specs)}"
             raise RequestError("model_not_found", f"no such model here; {hint}", param="model")
         return self._specs[known]
+
+    def able(self, task: Task) -> PipelineSpec:
+        """The default where it can do the task, else the first row that can.
+
+        Raises ``RequestError`` ``model_not_found``.
+        """
+        for spec in [self.default, *self._specs.values()]:
+            if task in spec.tasks:
+                return spec
+        raise RequestError("model_not_found", f"no model here can {task}; add one to ALLOWED_MODELS")
 
     def __iter__(self) -> Iterator[PipelineSpec]:
         return iter(self._specs.values())

@@ -1,7 +1,7 @@
 """The port between the edges and whatever computes: ``submit`` and a look at its health."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -59,6 +59,7 @@ class ModelStatus:
     gpu_available is None until something asked the device.
     retry_after: seconds after which a failure may be over; None when only a person can mend it.
     loading: None unless something is. models: those in memory, the least recently used first.
+    device: see ``Health``.
     """
 
     state: str = "idle"
@@ -69,6 +70,12 @@ class ModelStatus:
     retry_after: float | None = 5.0
     loading: Loading | None = None
     models: tuple[LoadedModel, ...] = ()
+    device: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the models in memory, the least recently used first."""
+        return tuple(model.name for model in self.models)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +84,7 @@ class Health:
 
     ``detail`` is one sentence for a person: what is loading, or what went wrong and how to mend it.
     ``retry_after``: seconds after which a failure may be over; None where only a person can mend it.
+    ``device``: name, compute_capability, allocated_mb, reserved_mb; empty where there is no GPU.
     """
 
     state: str
@@ -89,10 +97,16 @@ class Health:
     caches: dict[str, dict[str, int]] = field(default_factory=dict)
     loading: Loading | None = None
     models: tuple[LoadedModel, ...] = ()
+    device: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the models in memory, the least recently used first."""
+        return tuple(model.name for model in self.models)
 
     @classmethod
     def of(
@@ -115,6 +129,7 @@ class Health:
             retry_after=loaded.retry_after,
             loading=loaded.loading,
             models=loaded.models,
+            device=loaded.device,
         )
 
 

@@ -61,6 +61,22 @@ def find_on_disk(spec: PipelineSpec, options: ModelOptions, report: Report) -> "
     return find(spec, options, report)
 
 
+def cuda_facts() -> dict[str, str | float]:
+    """Of the device that is in use, as ``Health.device`` holds them; empty when it is lost."""
+    import torch
+
+    try:
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    except RuntimeError:  # torch's CUDA errors; whoever asks for health must get an answer
+        return {}
+    return {
+        "name": name,
+        "compute_capability": f"{major}.{minor}",
+        "allocated_mb": round(torch.cuda.memory_allocated() / 2**20, 1),
+        "reserved_mb": round(torch.cuda.memory_reserved() / 2**20, 1),
+    }
+
+
 class ModelManager:
     """The ``acquire`` that the mux is handed.
 
@@ -69,6 +85,7 @@ class ModelManager:
     clock: monotonic seconds. has_gpu: asked when a row needs a GPU, and once for the status.
     device_bytes: what there is for weights where ``memory_bytes`` names no less.
     find: fetches a row's checkpoint and says where it is and what it holds.
+    gpu_facts: asked by the status once a model was loaded onto a GPU.
     """
 
     def __init__(
@@ -80,11 +97,13 @@ class ModelManager:
         has_gpu: Callable[[], bool] = cuda_is_available,
         device_bytes: Callable[[], int] = device_memory,
         find: Find = find_on_disk,
+        gpu_facts: Callable[[], Mapping[str, str | float]] = cuda_facts,
     ) -> None:
         self._catalog = catalog
         self._options = options
         self._clock = clock
         self._has_gpu = has_gpu
+        self._gpu_facts = gpu_facts
         self._device_bytes = device_bytes
         self._find = find
         self._loaded = Residency(options.max_models)
@@ -111,6 +130,22 @@ class ModelManager:
                 raise self._remember(spec.name, error) from error
         return self._loaded[spec.name]
 
+    def evict(self, name: str | None = None) -> tuple[int, int]:
+        """Throw one model out, or all of them: how many left and how many are still loaded.
+
+        A model that is not loaded, or not known, throws nobody out. As ``acquire``, only for the device
+        thread with no rows in memory. The next request for the model loads it again.
+        """
+        names = list(self._loaded.names)
+        if name is not None:
+            known = {alias.lower(): spec.name for spec in self._catalog for alias in spec.names}
+            names = [loaded for loaded in names if loaded == known.get(name.strip().lower())]
+        for loaded in names:
+            self._let_leave(loaded)
+        if names:
+            self._publish("ready", f"{', '.join(names)} left memory; the next request loads it")
+        return len(names), len(self._loaded.names)
+
     def status(self) -> ModelStatus:
         """A snapshot; the cache counters in it are of this moment.
 
@@ -126,7 +161,11 @@ class ModelManager:
                 status = replace(status, state="idle")
             else:
                 status = replace(status, retry_after=failure.retry_at - self._clock())
-        return replace(status, caches={name: dict(counts) for name, counts in status.caches.items()})
+        return replace(
+            status,
+            caches={name: dict(counts) for name, counts in status.caches.items()},
+            device=self._gpu_facts() if status.gpu_available and status.loaded else {},
+        )
 
     def counts(self) -> ModelCounts:
         """Since the start; the memory is of this moment."""
@@ -172,14 +211,17 @@ class ModelManager:
     def _make_room(self, name: str, nbytes: int) -> None:
         """Raises ``CapacityError`` before anything leaves when ``name`` does not fit at all."""
         for leaving in self._loaded.leaving_for(name, nbytes):
-            self._loaded.drop(leaving)
-            self._counts = replace(self._counts, evictions=self._counts.evictions + 1)
+            self._let_leave(leaving)
             self._publish("loading", f"{name} is loading: {leaving} makes room for it")
             log.info("%s makes room for %s", leaving, name)
-            # Imports freeze what is alive, a loaded model with it: in a cycle it would never be found again.
-            gc.unfreeze()
-            _free_memory()
-            gc.freeze()
+
+    def _let_leave(self, name: str) -> None:
+        self._loaded.drop(name)
+        self._counts = replace(self._counts, evictions=self._counts.evictions + 1)
+        # Imports freeze what is alive, a loaded model with it: in a cycle it would never be found again.
+        gc.unfreeze()
+        _free_memory()
+        gc.freeze()
 
     def _budget(self) -> Budget:
         there, chosen = self._device_bytes(), self._options.memory_bytes

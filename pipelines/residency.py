@@ -56,6 +56,10 @@ class Residency:
         del self._loaded[name]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._loaded)
+
+    @property
     def models(self) -> tuple[LoadedModel, ...]:
         return tuple(
             LoadedModel(name=name, bytes=held(pipeline), precision=pipeline.weights.precision)

@@ -1,5 +1,6 @@
 """The three ways to run, put together from their parts: RunPod's queue, one job here, HTTP."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from api.images import ImageLimits
 from api.intake import ImageIntake, IntakeOptions
 from core.catalog import Catalog
 from core.errors import CapacityError, ServingError
+from core.result import Progress
 from core.service import Admit, HealthProbe, Submit
 from core.stats import BatchingCounts, ModelCounts, Stats
 from serverless import access, worker
@@ -90,11 +92,14 @@ class Modes:
         drain: Callable[[float], object],
         on_listening: Callable[[], object],
         counts: tuple[Callable[[], BatchingCounts], Callable[[], ModelCounts]],
+        progress: Callable[[str], Progress | None],
+        purge: Callable[[str | None], Future[tuple[int, int]]],
     ) -> None:
         """Serve HTTP until SIGTERM and the drain after it.
 
         on_listening: starts what would only slow the start down, once connections are accepted.
         counts:       what the mux and the models have counted, for /metrics.
+        purge: throws a model, or all, out of memory; see ``api.dialect.Purge``.
         """
         from api.app import ApiOptions, create_app
         from api.files import FileOptions, FileStore
@@ -125,6 +130,8 @@ class Modes:
                     output_format=settings.output_format,
                     images_response_format=settings.images_default_response_format,
                     timeout=settings.request_timeout_seconds,
+                    generation_timeout=settings.generation_timeout_seconds or None,
+                    max_queue=settings.max_queue,
                     profile=settings.api_profile,
                     log_prompts=settings.log_prompts,
                     metrics_enabled=settings.metrics_enabled,
@@ -132,6 +139,8 @@ class Modes:
                 intake=self.intake,
                 admit=admit,
                 files=files,
+                progress=progress,
+                purge=lambda name: asyncio.wrap_future(purge(name)),
                 stats=partial(Stats.of, *counts),
                 access=access.options(settings),
                 tracing=tracing,

@@ -295,3 +295,31 @@ def test_a_lost_device_ends_the_http_mode_as_a_failure(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 1, log
     assert "NO AUTHENTICATION" not in log, "it listens on loopback only"
+
+
+def test_the_http_mode_throws_models_out_and_loads_them_again(tmp_path: Path) -> None:
+    """From the route through the device's thread to the manager; whoever comes next waits for the load."""
+    process, base = http_server(
+        tmp_path, "-m", "tests.serverless.worker_process", "0.01", API_HOST="127.0.0.1"
+    )
+    purge = f"{base}/v1/models/purge"
+    wish = {"prompt": "a house", "width": 256, "height": 256}
+    try:
+        with patient_session() as session:
+            stream = session.post(f"{base}/generate-stream", json=wish, timeout=20)
+            assert [line[:19] for line in stream.text.splitlines() if line][-2:] == [
+                'data: {"type":"prog',
+                'data: {"type":"comp',
+            ]
+            assert session.post(purge, timeout=20).json() == {"model_id": None, "removed": 1, "remaining": 0}
+            assert session.post(purge, timeout=20).json()["note"] == "cache empty"
+            assert session.get(f"{base}/health/gpu", timeout=20).json()["model_loaded"] is False
+            assert session.get(f"{base}/ready", timeout=20).status_code == 200
+            files = {"image": (ROOT / "assets/chelsea.jpg").read_bytes()}
+            edited = session.post(f"{base}/edit", files=files, data={"prompt": "a hat"}, timeout=20)
+            assert (edited.status_code, edited.headers["x-model"]) == (200, "painting")
+            assert session.get(f"{base}/health/gpu", timeout=20).json()["model_loaded"] is True
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0, log

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image as Pillow
 
 from api.app import AccessOptions, ApiOptions, create_app
+from api.dialect import Purge, nothing_to_purge
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.job_service import JobService
@@ -196,7 +197,7 @@ def serving(
     images: IntakeOptions | None = None,
     server: ServerOptions | None = None,
     intake: ImageIntake | None = None,
-    files: FileOptions | None = None,
+    files: FileOptions | FileStore | None = None,
     clock: Callable[[], float] = time.time,
     submit: Submit | None = None,
     access: AccessOptions | None = None,
@@ -204,6 +205,8 @@ def serving(
     keeping: Keeping = _keeps_nothing,
     catalog: Catalog = CATALOG,
     tracing: "Tracing | None" = None,
+    purge: Purge = nothing_to_purge,
+    progress: Callable[[str], Progress | None] = lambda job_id: None,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own; ``keeping`` opens a job store."""
     painter, probe = Painter(), Probe()
@@ -222,11 +225,15 @@ def serving(
             api or ApiOptions(),
             intake=used,
             admit=painter.admit,
-            files=FileStore(files or FileOptions(folder=Path(folder)), clock),
+            files=files
+            if isinstance(files, FileStore)
+            else FileStore(files or FileOptions(folder=Path(folder)), clock),
             access=access,
             stats=stats,
             job_runner=None if jobs is None else jobs.runner,
             tracing=tracing,
+            progress=progress,
+            purge=purge,
         )
 
         def on_listening() -> None:

@@ -151,3 +151,34 @@ def test_the_pipeline_is_asked_for_when_no_rows_are_in_memory(start_mux: StartMu
     for model in ("a", "b", "a"):
         mux.submit(make_request(model, model=model)).result(timeout=WAIT)
     assert acquired == ["a", "b", "a"]
+
+
+def test_a_chore_waits_for_the_rows_in_memory_and_gets_the_device(start_mux: StartMux) -> None:
+    """It may throw out the model that the rows are in; afterwards the model is loaded again."""
+    gate, loads = Turnstile("step"), []
+
+    def acquire(model: str) -> PaintingPipeline:
+        loads.append(model)
+        return PaintingPipeline(gate)
+
+    mux = start_mux(acquire)
+    running = mux.submit(make_request("a", steps=2))
+    gate.waiting()
+    chore = mux.between(lambda name: (name, running.done(), threading.current_thread().name), "x")
+    waiting = mux.submit(make_request("b"))
+    assert not chore.done()
+    gate.open()
+    assert chore.result(timeout=WAIT) == ("x", True, "device")
+    waiting.result(timeout=WAIT)
+    assert loads == ["paint", "paint"]
+
+
+def test_a_chore_that_fails_as_foreseen_leaves_the_mux_working(start_mux: StartMux) -> None:
+    """Its caller is answered, and so is the next."""
+    mux = start_mux(PaintingPipeline())
+
+    def refuse() -> None:
+        raise CapacityError("not_ready", "no")
+
+    assert isinstance(mux.between(refuse).exception(timeout=WAIT), CapacityError)
+    mux.submit(make_request("a")).result(timeout=WAIT)

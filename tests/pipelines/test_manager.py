@@ -249,3 +249,46 @@ def test_the_status_says_how_the_weights_are_held() -> None:
     models = manager(ROW)
     models.acquire("one")
     assert fakes.FakePipeline.precision in models.status().detail
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "left"),
+    [
+        (None, (2, 0), ()),
+        ("builtin:ONE", (1, 1), ("two",)),
+        ("three", (0, 2), ("one", "two")),
+        ("never-heard-of", (0, 2), ("one", "two")),
+    ],
+    ids=["all", "by-another-name", "not-loaded", "unknown"],
+)
+def test_a_model_is_thrown_out_when_it_is_told(
+    name: str | None, counts: tuple[int, int], left: tuple[str, ...]
+) -> None:
+    """And really gone; the server stays ready, because the next request loads it again."""
+    models = manager(ROW, TWO, THREE, max_models=2)
+    one = weakref.ref(models.acquire("one"))
+    models.acquire("two")
+    assert models.evict(name) == counts
+    assert (one() is None) == ("one" not in left)
+    status = models.status()
+    assert (status.state, status.loaded) == ("ready", left)
+    models.acquire("one")
+    assert "one" in models.status().loaded
+
+
+def test_facts_of_the_gpu_are_told_while_a_model_is_on_it() -> None:
+    """They are asked for at every look, and not before torch has met the device."""
+    facts: dict[str, str | float] = {"name": "H100", "compute_capability": "9.0", "allocated_mb": 1.5}
+    models = ModelManager(
+        Catalog([ROW], "one"),
+        ModelOptions(),
+        has_gpu=lambda: True,
+        gpu_facts=lambda: dict(facts),
+        device_bytes=lambda: 2**40,
+        find=fakes.find,
+    )
+    assert models.status().device == {}
+    models.acquire("one")
+    assert models.status().device == facts
+    facts["allocated_mb"] = 3.0
+    assert models.status().device["allocated_mb"] == 3.0

@@ -1,0 +1,2 @@
+curl -X POST http://localhost:8001/v1/models/purge \
+  -H 'X-API-Key: <clave>'
