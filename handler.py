@@ -56,10 +56,8 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
             os.kill(os.getpid(), signal.SIGTERM)  # which both loops answer by finishing what they hold
 
     def health() -> Health:
-        stats, name = mux.stats(), rows.default.name
-        return Health.of(
-            name, models.status(), counts=stats.counts, draining=stats.draining, fatal=stats.fatal
-        )
+        stats, known = mux.stats(), models.status()
+        return Health.of(rows.default.name, known, stats.counts, stats.draining, stats.fatal)
 
     policy, pictures = BatchPolicy(**config.batching), modes.intake_options(config)
     with BatchMux(models.acquire, policy, on_fatal=end) as mux, ImageIntake(pictures) as intake:

@@ -81,7 +81,7 @@ class FlatHttp:
         async for event in events:
             match event:
                 case Progress():
-                    yield _event("progress", orjson.dumps(event))
+                    yield _event("progress", orjson.dumps(_told(event)))
                 case Done(result):
                     yield await self._done(call, result)
                 case Failed(error):
@@ -101,6 +101,15 @@ class FlatHttp:
 
     def _refused(self, error: ServingError, shown_id: str) -> tuple[int, Mapping[str, object]]:
         return refuse(error, request_id=shown_id, gpu_available=self._health().gpu_available)
+
+
+def _told(progress: Progress) -> dict[str, object]:
+    return {
+        "state": progress.state,
+        "step": progress.step,
+        "steps": progress.steps,
+        "position": progress.position,
+    }
 
 
 def _event(name: str, data: bytes) -> bytes:

@@ -110,7 +110,7 @@ class Health:
 
     @classmethod
     def of(
-        cls, model: str, loaded: ModelStatus, *, counts: dict[str, int], draining: bool, fatal: str | None
+        cls, model: str, loaded: ModelStatus, counts: dict[str, int], draining: bool, fatal: str | None
     ) -> "Health":
         """Of a process that serves ``model``, from what its models and its queue say of themselves.
 

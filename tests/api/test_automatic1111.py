@@ -12,12 +12,21 @@ from PIL import Image as Pillow
 from webuiapi import WebUIApi
 
 from api.automatic1111_fields import IGNORED, REFUSED
+from api.gate import AccessOptions
+from api.keys import KeyRing
 from core.request import InferenceRequest, Task
-from tests.api.serving import Answer, Served, paint, png, text
+from tests.api.serving import Answer, Served, paint, png, serving, text
 from tests.api.test_hostile import BODIES, SECRET, bomb, check_refusal
 
 ARTIST = {"override_settings": {"sd_model_checkpoint": "artist"}}
 MASK = text(png(mode="L", colour=(255,)))
+
+
+@pytest.fixture
+def keyed() -> Iterator[Served]:
+    """Callers a, b and c have a key each."""
+    with serving(access=AccessOptions(keys=KeyRing.of(True, ["a", "b", "c"]))) as running:
+        yield running
 
 
 def post(served: Served, name: str, body: object, key: str = "") -> Answer:
@@ -169,14 +178,14 @@ def test_pictures_are_batch_size_times_n_iter(served: Served) -> None:
     assert json.loads(answer.json()["info"])["all_seeds"] == [2**63 - 2, 2**63 - 1, 0, 1]
 
 
-def test_a_chosen_model_is_its_choosers_alone(fresh: Served) -> None:
+def test_a_chosen_model_is_its_choosers_alone(keyed: Served) -> None:
     """On the web UI the choice is everybody's; here callers share a server and not a checkpoint."""
-    post(fresh, "options", {"sd_model_checkpoint": "org/painter"}, key="b")
-    post(fresh, "options", {"sd_model_checkpoint": "ARTIST"}, key="a")
-    seen = [get(fresh, "options", key)["sd_model_checkpoint"] for key in ("a", "b", "")]
+    post(keyed, "options", {"sd_model_checkpoint": "org/painter"}, key="b")
+    post(keyed, "options", {"sd_model_checkpoint": "ARTIST"}, key="a")
+    seen = [get(keyed, "options", key)["sd_model_checkpoint"] for key in ("a", "b", "c")]
     assert seen == ["artist", "painter", "painter"]
-    assert post(fresh, "txt2img", {"prompt": "p"}, key="a").status == 200
-    refused = post(fresh, "txt2img", {"prompt": "p"}, key="b")
+    assert post(keyed, "txt2img", {"prompt": "p"}, key="a").status == 200
+    refused = post(keyed, "txt2img", {"prompt": "p"}, key="b")
     assert (refused.status, "painter can edit" in refused.json()["detail"]) == (422, True)
 
 
@@ -202,22 +211,22 @@ class Calls:
         return self._answers[key]
 
 
-def test_an_interrupt_ends_the_callers_jobs_alone(fresh: Served) -> None:
+def test_an_interrupt_ends_the_callers_jobs_alone(keyed: Served) -> None:
     """All rows of the caller's, and nothing of the neighbour's."""
-    calls = Calls(fresh)
-    fresh.painter.shut()
+    calls = Calls(keyed)
+    keyed.painter.shut()
     calls.start("a", batch_size=2)
     calls.start("b")
-    assert [get(fresh, "progress", key)["state"]["job_count"] for key in ("a", "b", "c")] == [2, 1, 0]
-    assert post(fresh, "interrupt", None, key="a").json() == {}
+    assert [get(keyed, "progress", key)["state"]["job_count"] for key in ("a", "b", "c")] == [2, 1, 0]
+    assert post(keyed, "interrupt", None, key="a").json() == {}
     refused = calls.answer("a")
     assert (refused.status, refused.json()["code"]) == (499, "cancelled")
-    assert len({fresh.painter.cancelled.get(timeout=5) for _ in range(2)}) == 2
-    assert get(fresh, "progress", "a")["state"]["job_count"] == 0
-    assert get(fresh, "progress", "b")["state"]["job_count"] == 1
-    fresh.painter.open()
+    assert len({keyed.painter.cancelled.get(timeout=5) for _ in range(2)}) == 2
+    assert get(keyed, "progress", "a")["state"]["job_count"] == 0
+    assert get(keyed, "progress", "b")["state"]["job_count"] == 1
+    keyed.painter.open()
     assert calls.answer("b").status == 200
-    assert fresh.painter.cancelled.empty()
+    assert keyed.painter.cancelled.empty()
 
 
 PICTURE = text(png())

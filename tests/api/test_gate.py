@@ -22,7 +22,7 @@ from tests.api.serving import CATALOG, Answer, Client, Painter, Served, png, ser
 WISHES = {"prompt": "p", "image_base64": text(png()), "seed": 5, "width": 96, "height": 64}
 KEYS = KeyRing.of(True, ["devtoken", "second"])
 HEALTHS = {"/health", "/firered/health", "/vision/health", "/sdxl/health"}
-PUBLIC = HEALTHS | {"/", "/live", "/ready", "/ping", "/metrics"}
+PUBLIC = HEALTHS | {"/health/gpu", "/", "/live", "/ready", "/ping", "/metrics", "/files/{name}"}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 
 from api.app import ApiOptions
-from core.service import Health
+from core.service import Health, LoadedModel
 from core.stats import ModelCounts, Stats
 from tests.api.serving import serving
 
@@ -38,7 +38,11 @@ def test_every_key_of_the_older_servers_is_there() -> None:
     stats = Stats(models=ModelCounts(memory={"allocated": 3 * 2**20, "free": 5_000_000_000}))
     with serving(ApiOptions(profile="gateway"), stats=lambda: stats) as running:
         running.probe.health = Health(
-            state="ready", model="painter", gpu_available=True, counts={"queued": 2, "running": 1}
+            state="ready",
+            model="painter",
+            gpu_available=True,
+            counts={"queued": 2, "running": 1},
+            models=(LoadedModel(name="painter", bytes=1, precision="bf16"),),
         )
         body = running.client.get("/health").json()
     assert (body["gateway"], body["gpu_memory_mb"], body["available_memory_gb"]) == ("running", 3.0, 5.0)

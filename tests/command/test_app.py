@@ -172,8 +172,8 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
     ((*EDIT, "--format", "gif"), 2, "'gif' is not one of"),
     (("edit", "in.png", " "), 2, "prompt is empty"),
     (("generate", "a fox"), 2, "--model"),
-    (("jobs", "list"), 2, "this server keeps no jobs"),
-    (("jobs", "show", "abc"), 2, "this server keeps no jobs"),
+    (("jobs", "list"), 1, "cannot keep jobs"),
+    (("jobs", "show", "abc"), 1, "cannot keep jobs"),
     (("jobs", "cancel", "../run"), 2, "this server keeps no jobs"),
 ]
 
