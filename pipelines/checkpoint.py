@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
+from pipelines.importing import undisturbed
 from pipelines.options import ModelOptions, Report, Silent
 from pipelines.shards import Part, survey
 
@@ -81,7 +82,8 @@ def source_of(spec: PipelineSpec, options: ModelOptions) -> tuple[str, str | Non
 
 def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
     module, _, function = _BUILT_IN[spec.source.removeprefix("builtin:")].partition(":")
-    build = getattr(importlib.import_module(module), function)
+    with undisturbed():
+        build = getattr(importlib.import_module(module), function)
     try:
         return Path(build(options.cache_dir.expanduser()))
     except OSError as error:

@@ -19,7 +19,7 @@ from pipelines.lora_layers import Targets, adapted, attach, detach, read
 from pipelines.options import ModelOptions
 
 _ADAPTER = "lightning"
-_REMEDY = "put the file into LORA_DIR, or set USE_LIGHTNING_LORA=0"
+REMEDY = "put the file into LORA_DIR, or set USE_LIGHTNING_LORA=0"
 # Source: ``scheduler_config`` in the model card of lightx2v/Qwen-Image-Lightning.
 _SCHEDULE = {
     "base_image_seq_len": 256,
@@ -47,15 +47,16 @@ def find_lightning(spec: PipelineSpec, options: ModelOptions) -> LoraFile | None
     try:
         return find(source, options)
     except LoraNotFound as error:
-        raise CapacityError("not_ready", f"{name} cannot be had: {error}; {_REMEDY}") from None
+        raise CapacityError("not_ready", f"{name} cannot be had: {error}; {remedy_for(spec)}") from None
     except BadLora as error:
-        raise _unusable(error) from None
+        raise _unusable(error, remedy_for(spec)) from None
 
 
 @torch.no_grad()
-def fuse(denoiser: Any, file: LoraFile) -> None:
+def fuse(denoiser: Any, file: LoraFile, *, remedy: str = REMEDY) -> None:
     """Add the LoRA to the weights of a whole, unquantized model, in its own number format.
 
+    remedy: what the operator can do about a file that does not fit.
     Raises ``CapacityError`` ``not_ready`` unless every layer of the file was found and changed.
     """
     try:
@@ -64,7 +65,7 @@ def fuse(denoiser: Any, file: LoraFile) -> None:
         factors = read(file, matched, dtype=denoiser.dtype, device=denoiser.device)["denoiser"]
         attach(denoiser, _ADAPTER, factors)
     except BadLora as error:
-        raise _unusable(error) from None
+        raise _unusable(error, remedy) from None
     fused = 0
     for _, layer in adapted(denoiser):
         layer.merge(adapter_names=[_ADAPTER])
@@ -72,7 +73,7 @@ def fuse(denoiser: Any, file: LoraFile) -> None:
         layer.merged_adapters.clear()  # for good: the layer must not take it out again
     detach(denoiser, _ADAPTER)
     if fused != len(file.layers) or adapted(denoiser):
-        raise _unusable(BadLora(f"{fused} of its {len(file.layers)} layers were applied"))
+        raise _unusable(BadLora(f"{fused} of its {len(file.layers)} layers were applied"), remedy)
 
 
 def few_step_solver(solver: Any) -> FlowMatchEulerDiscreteScheduler:
@@ -80,7 +81,11 @@ def few_step_solver(solver: Any) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler.from_config(dict(solver.config) | _SCHEDULE)
 
 
-def _unusable(error: BadLora) -> CapacityError:
-    return CapacityError(
-        "not_ready", f"the Lightning LoRA cannot be used: {error}; {_REMEDY}", retryable=False
-    )
+def remedy_for(spec: PipelineSpec) -> str:
+    """A row that is made by its LoRA has no form without it."""
+    return REMEDY if spec.lightning_lora is None else "put the file into LORA_DIR, or choose another model"
+
+
+def _unusable(error: BadLora, remedy: str) -> CapacityError:
+    sentence = f"the Lightning LoRA cannot be used: {error}; {remedy}"
+    return CapacityError("not_ready", sentence, retryable=False)

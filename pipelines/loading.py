@@ -18,7 +18,7 @@ from core.spec import PipelineSpec
 from pipelines.attention import set_attention
 from pipelines.checkpoint import check_class, find_checkpoint
 from pipelines.device import pick_device
-from pipelines.lightning import find_lightning, fuse
+from pipelines.lightning import find_lightning, fuse, remedy_for
 from pipelines.options import ModelOptions, Report
 from pipelines.placement import OneAtATime, parts_on_host, stream
 from pipelines.precision import Device, Role, choose
@@ -107,7 +107,7 @@ class Loader:
         only what is finished moves to the device, and what is compiled stays where it is.
         """
         if role == "denoiser" and self._lightning is not None:
-            fuse(model, self._lightning)
+            fuse(model, self._lightning, remedy=remedy_for(self._spec))
             self.fused = (self._lightning.source,)
         model.eval().requires_grad_(False)
         if role in self._plan.schemes and role not in self._host:

@@ -105,7 +105,9 @@ def layers_of(tensors: Mapping[str, Tensor], metadata: Any) -> tuple[Layer, ...]
 
 def family_of(layers: tuple[Layer, ...]) -> str:
     """Which models it was made for, by the names of its layers; for a sentence, not for a decision."""
-    names = " ".join(layer.module for layer in layers)
+    names = " ".join(layer.module for layer in layers if layer.part == "denoiser")
+    if not names:
+        return "Stable Diffusion"  # of the families here and beside, the one whose texts are trained alone
     return next((family for family, signs in _FAMILIES if any(s in names for s in signs)), "other")
 
 

@@ -6,7 +6,7 @@ published times of the schemes on Flux-dev (bf16 12 s, fp8 layerwise casting 13 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from core.errors import CapacityError
@@ -80,6 +80,28 @@ def choose(
     half_overflows: the family's activations exceed fp16. Raises ``CapacityError`` ``not_ready``, which no
     retry mends, for what cannot work here.
     """
+    plan = _choose(device, precision, tuning, loras, half_overflows)
+    return replace(plan, sentence="; ".join([plan.sentence, *_idle(device, precision, tuning)]))
+
+
+def refused(sentence: str) -> CapacityError:
+    return CapacityError("not_ready", sentence, retryable=False)
+
+
+def _idle(device: Device, precision: Precision, tuning: Tuning) -> list[str]:
+    """Settings that change nothing here: whoever set one would otherwise believe that it does."""
+    whole = precision.mode not in ("8bit", "4bit")
+    idle = {
+        "EIGHT_BIT_BACKEND is for PRECISION_MODE=8bit": precision.eight_bit != "auto"
+        and precision.mode != "8bit",
+        "QUANTIZE_COMPONENTS is for 8bit and 4bit": whole and precision.components != "all",
+        "OFFLOAD is for GPUs": device.type == "cpu" and tuning.offload != "none",
+        "INT8_CPU_OFFLOAD is for GPUs": device.type == "cpu" and precision.cpu_offload,
+    }
+    return [sentence for sentence, applies in idle.items() if applies]
+
+
+def _choose(device: Device, precision: Precision, tuning: Tuning, loras: bool, half_overflows: bool) -> Plan:
     compute = _compute(device, precision)
     if compute == "float16" and half_overflows:
         raise refused(
@@ -100,10 +122,6 @@ def choose(
         f"{precision.mode} of {what[precision.components]} by {_NAMES[scheme]}, {why}; others {compute}"
     )
     return Plan(compute, parts, sentence)
-
-
-def refused(sentence: str) -> CapacityError:
-    return CapacityError("not_ready", sentence, retryable=False)
 
 
 def _compute(device: Device, precision: Precision) -> Format:

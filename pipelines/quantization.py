@@ -93,6 +93,8 @@ def _nf4(layer: nn.Linear, name: str, *, compute: torch.dtype, device: torch.dev
         layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=small
     ).to(device)  # quantizes
     small.bias = layer.bias
+    # A kernel of some CPUs: it rounds products to bf16, and fails on rows of less than a block of 64.
+    small.support_avx512bf16_for_cpu = False
     done: nn.Module = small.requires_grad_(False).eval()
     return done
 

@@ -111,12 +111,10 @@ class ModelSettings(BaseSettings):
     quantize_components: Literal["all", "text", "transformer"] = Field(
         "all", description="what 8bit and 4bit are for: text encoder, transformer or both (never the VAE)"
     )
-    eight_bit_backend: Literal["auto", "bitsandbytes", "torchao-int8", "torchao-fp8", "fp8-layerwise"] = (
-        Field(
-            "auto",
-            description="scheme of 8bit; auto picks by the card and TORCH_COMPILE and says so; bitsandbytes "
-            "is for cards before Ampere",
-        )
+    eight_bit_backend: EightBit = Field(
+        "auto",
+        description="scheme of 8bit; auto picks by the card and TORCH_COMPILE and says so; bitsandbytes "
+        "is for cards before Ampere",
     )
     bnb_compute: Literal["bf16", "fp16"] = Field(
         "bf16",
@@ -179,6 +177,9 @@ class ModelSettings(BaseSettings):
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if not all(name.strip() and source.strip() for name, _, source in pairs):
             raise ValueError("each entry must be id=source, such as comic=/loras/comic.safetensors")
+        names = [name.strip() for name, _, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError("an id stands for one LoRA, and one is given twice; rename it")
         return {name.strip(): source.strip() for name, _, source in pairs}
 
     @field_validator("warm_up", mode="before")

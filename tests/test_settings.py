@@ -42,6 +42,7 @@ def test_an_empty_environment_is_enough() -> None:
         ("LIGHTNING_STEPS", "few"),
         ("GPU_MAX_GIB", "0"),
         ("USER_LORAS", "comic"),
+        ("USER_LORAS", "comic=/a.safetensors,comic=/b.safetensors"),
         ("WARM_UP", "1024"),
         ("FETCH_ALLOW_HOSTS", "files"),
         ("REQUEST_TIMEOUT_SECONDS", "inf"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
-from pipelines.lightning import few_step_solver, fuse
+from pipelines.lightning import few_step_solver, find_lightning, fuse
 from pipelines.lightning_files import lightning_source, lightning_steps
 from pipelines.lora_files import find
 from pipelines.lora_layers import adapted
@@ -120,7 +120,7 @@ def test_a_layer_that_is_not_there_stops_the_load(
     """Half of it paints noise; the operator hears it at the start and not from a user."""
     more = pairs | {f"{BLOCKS}.99.attn.to_q": next(iter(pairs.values()))}
     broken = replace(few_steps, lightning_lora=str(loras.written(tmp_path / "b.safetensors", more)))
-    with pytest.raises(CapacityError, match="USE_LIGHTNING_LORA=0") as caught:
+    with pytest.raises(CapacityError, match="this one has no such layers") as caught:
         load_components(broken, options, Silent(), pipeline_class=PLUS)
     assert (caught.value.code, caught.value.retryable) == ("not_ready", False)
 
@@ -135,11 +135,14 @@ def test_fusing_is_all_or_an_error(parts: Components, file: Path) -> None:
 
 
 def test_a_file_that_cannot_be_had_names_the_ways_out(spec: PipelineSpec, options: ModelOptions) -> None:
-    """Before the weights of the model are read, which takes minutes."""
-    row = replace(spec, lightning_lora="batchmux-tests/none/a.safetensors", lightning_steps=4)
-    with pytest.raises(CapacityError, match="LORA_DIR, or set USE_LIGHTNING_LORA=0") as caught:
-        load_components(row, replace(options, local_only=True), Silent(), pipeline_class=PLUS)
+    """Before the weights are read, which takes minutes. A row made by its LoRA has no form without it."""
+    offline = replace(options, local_only=True)
+    made_by_it = replace(spec, lightning_lora="batchmux-tests/none/a.safetensors", lightning_steps=4)
+    with pytest.raises(CapacityError, match="LORA_DIR, or choose another model") as caught:
+        load_components(made_by_it, offline, Silent(), pipeline_class=PLUS)
     assert caught.value.code == "not_ready"
+    with pytest.raises(CapacityError, match="LORA_DIR, or set USE_LIGHTNING_LORA=0"):
+        find_lightning(catalog("qwen-image-edit", lightning={"enabled": True}).default, offline)
 
 
 def test_a_baked_in_file_is_found_by_its_name(

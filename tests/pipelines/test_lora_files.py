@@ -214,3 +214,11 @@ def test_the_family_is_told_by_names(name: str, family: str, tmp_path: Path) -> 
     """A person who mixed up two files wants to hear which models this one is for."""
     path = loras.written(tmp_path / "a.safetensors", {name: LINEAR["x.to_q"]})
     assert family_of(find(str(path), OFFLINE).layers) == family
+
+
+def test_a_lora_of_texts_alone_is_stable_diffusions(tmp_path: Path) -> None:
+    """Its layers have names like those of Wan's denoiser."""
+    key = "text_encoder.encoder.layers.0.self_attn.q_proj"
+    factors = zip(("lora_A", "lora_B"), LINEAR["x.to_q"], strict=True)
+    path = loras.write(tmp_path / "a.safetensors", {f"{key}.{side}.weight": f for side, f in factors})
+    assert family_of(find(str(path), OFFLINE).layers) == "Stable Diffusion"

@@ -160,3 +160,27 @@ def test_fp16_is_for_families_that_bear_it() -> None:
     """SDXL's UNet does; and on a CPU nothing is computed in fp16."""
     assert choose(H100, Precision(mode="fp16"), Tuning()).compute == "float16"
     assert choose(CPU, Precision(mode="fp16"), Tuning(), half_overflows=True).compute == "float32"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "tuning", "words"),
+    [
+        (H100, Precision(eight_bit="bitsandbytes"), Tuning(), "EIGHT_BIT_BACKEND"),
+        (H100, Precision(mode="4bit", eight_bit="bitsandbytes"), Tuning(), "EIGHT_BIT_BACKEND"),
+        (H100, Precision(mode="fp16", components="text"), Tuning(), "QUANTIZE_COMPONENTS"),
+        (CPU, Precision(), Tuning(offload="model"), "OFFLOAD is for GPUs"),
+        (CPU, Precision(mode="8bit", cpu_offload=True), Tuning(), "INT8_CPU_OFFLOAD is for GPUs"),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_named(
+    device: Device, precision: Precision, tuning: Tuning, words: str
+) -> None:
+    """Whoever asks for EIGHT_BIT_BACKEND alone would believe that the model is held in 8 bits."""
+    assert words in choose(device, precision, tuning).sentence
+
+
+@pytest.mark.parametrize("precision", [Precision(), Precision(mode="8bit", eight_bit="torchao-int8")])
+def test_settings_in_effect_are_not_called_idle(precision: Precision) -> None:
+    """Control: on a card these all do something."""
+    sentence = choose(H100, precision, Tuning(offload="model")).sentence
+    assert not any(name in sentence for name in ("EIGHT_BIT_BACKEND", "OFFLOAD", "QUANTIZE_COMPONENTS"))

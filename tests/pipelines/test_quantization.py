@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import bitsandbytes as bnb
 import numpy as np
@@ -251,3 +252,16 @@ def test_a_model_without_layers_to_quantize_is_refused() -> None:
             device=CPU,
         )
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("inputs", [32, 64, 128])
+def test_four_bit_products_are_whole_on_every_cpu(inputs: int) -> None:
+    """Some CPUs have a kernel that rounds to bf16, and that fails on rows of less than a block of 64."""
+    layer = nn.Linear(inputs, 64)
+    model = nn.ModuleDict({"narrow": layer})
+    rows = torch.randn(3, inputs, generator=torch.Generator().manual_seed(0))
+    quantize(model, "text", "bitsandbytes-nf4", compute=torch.float32, device=CPU)
+    small: Any = model["narrow"]
+    weight = bnb.functional.dequantize_4bit(small.weight.data, small.weight.quant_state)
+    with torch.inference_mode():
+        torch.testing.assert_close(small(rows), nn.functional.linear(rows, weight, layer.bias))

@@ -221,8 +221,9 @@ def test_a_denoiser_that_is_nowhere_is_named(baked: ModelOptions, lightning: Pip
 def test_a_lora_that_cannot_be_had_stops_the_load(baked: ModelOptions, lightning: PipelineSpec) -> None:
     """The base in four unguided steps paints mud."""
     row = replace(lightning, denoiser=None, lightning_lora="owner/name/lora.safetensors")
-    with pytest.raises(CapacityError, match="cannot be had"):
+    with pytest.raises(CapacityError, match=r"cannot be had.* choose another model") as caught:
         load(row, replace(baked, local_only=True), Silent())
+    assert "USE_LIGHTNING_LORA" not in caught.value.message, "this row would not heed it"
 
 
 def test_an_unknown_solver_is_refused(tmp_path: Path, sdxl_checkpoint: Path, sdxl_spec: PipelineSpec) -> None:
