@@ -1,7 +1,6 @@
 """One HTTP request that computes no picture: small JSON in, JSON out, errors in its dialect's words."""
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -38,30 +37,19 @@ class Control:
 
     async def __call__(self, request: Request) -> Response:
         arrival = arrival_of(request)
-        code = "ok"
         try:
             content = await self._read(request)
             value = await unless_gone(request.receive, _once(self._work, content))
             response = Response(orjson.dumps(value), media_type="application/json")
         except ClientGone:
-            code = "cancelled"
             response = Response(status_code=499)
         except ServingError as error:
-            code = error.code
             response = self._refusal(error, arrival)
         except Exception:
             log.exception("request=%s failed in a way nobody foresaw", arrival.shown_id)
-            code = "pipeline_error"
-            response = self._refusal(ExecutionError(code, "the server failed on this request"), arrival)
+            fault = ExecutionError("pipeline_error", "the server failed on this request")
+            response = self._refusal(fault, arrival)
         response.headers["X-Request-Id"] = arrival.shown_id
-        log.info(
-            "request=%s path=%s status=%d code=%s ms=%.0f",
-            arrival.shown_id,
-            arrival.path,
-            response.status_code,
-            code,
-            (time.monotonic() - arrival.started) * 1000,
-        )
         return response
 
     async def _read(self, request: Request) -> object:

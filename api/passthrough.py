@@ -47,6 +47,12 @@ class Passthrough:
         dialect = self._routes[route]
         began = time.monotonic() if arrived is None else arrived
         arrival = Arrival(id=id, shown_id=id, path=route, started=began, headers={})
+        if job_input["openai_input"].get("response_format") == "url":
+            raise RequestError(
+                "invalid_parameter",
+                "a job of the queue answers pictures, not addresses; ask for b64_json",
+                param="response_format",
+            )
         call = await dialect.parse(job_input["openai_input"], arrival)
         streams = getattr(dialect, "streams", None)
         if streams is not None and streams(call):

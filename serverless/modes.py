@@ -10,14 +10,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from api.dialect import ApiOptions, Services
 from api.fetch import GuardedFetch
+from api.files import FileOptions, FileStore
 from api.flat import FlatDialect
 from api.images import ImageLimits
 from api.intake import ImageIntake, IntakeOptions
+from api.openai_fields import Edit, Generation
+from api.openai_images import OpenAIImages
+from api.passthrough import Passthrough
 from core.catalog import Catalog
 from core.errors import CapacityError, ServingError
 from core.result import Progress
-from core.service import Admit, HealthProbe, Submit
+from core.service import Admit, Health, HealthProbe, Submit
 from core.stats import BatchingCounts, ModelCounts, Stats
 from serverless import access, worker
 from serverless.bucket import Bucket
@@ -101,8 +106,7 @@ class Modes:
         counts:       what the mux and the models have counted, for /metrics.
         purge: throws a model, or all, out of memory; see ``api.dialect.Purge``.
         """
-        from api.app import ApiOptions, create_app
-        from api.files import FileOptions, FileStore
+        from api.app import create_app
         from api.server import ServerOptions, serve
 
         settings = self.settings
@@ -182,7 +186,28 @@ class Modes:
         chosen = {_host(bucket.endpoint)} if bucket else set[str]()
         uploads = GuardedFetch(max_bytes=MIB, timeout=60, allow_hosts=settings.fetch_allow_hosts | chosen)
         guard = OutputGuard(dialect.render_output, int(settings.max_output_mb * MB), bucket, uploads.put)
-        return Execution(submit, dialect, guard)
+        return Execution(submit, dialect, guard, self._openai(submit))
+
+    def _openai(self, submit: Submit) -> Passthrough:
+        """OpenAI's requests as jobs; they carry their pictures, for a worker of the queue has no address."""
+        settings = self.settings
+        services = Services(
+            submit=submit,
+            catalog=self.catalog,
+            health=lambda: Health(state="ready", model=self.catalog.default.name),
+            options=ApiOptions(
+                output_format=settings.output_format, timeout=settings.request_timeout_seconds
+            ),
+            intake=self.intake,
+            admit=lambda: None,
+            files=FileStore(FileOptions(folder=settings.data_dir)),
+        )
+        return Passthrough(
+            {
+                "/v1/images/generations": OpenAIImages(services, Generation),
+                "/v1/images/edits": OpenAIImages(services, Edit),
+            }
+        )
 
 
 def cannot_start(error: Exception, *, serving: bool) -> int:

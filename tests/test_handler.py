@@ -226,6 +226,22 @@ def test_the_local_test_makes_a_picture_of_a_text(tmp_path: Path) -> None:
     assert "completed successfully" in done.stdout
 
 
+def test_a_job_may_carry_a_request_of_openais_form(tmp_path: Path) -> None:
+    """RunPod makes such jobs of calls to its OpenAI address; ``response_format`` url has no meaning there."""
+    for wishes, end in (({}, "completed successfully"), ({"response_format": "url"}, "ask for b64_json")):
+        asked = {"prompt": "a fox", "size": "128x128", "num_inference_steps": 1} | wishes
+        job = {"input": {"openai_route": "/v1/images/generations", "openai_input": asked}}
+        done = subprocess.run(
+            [sys.executable, "handler.py", "--test_input", json.dumps(job)],
+            cwd=ROOT,
+            env=environment(tmp_path, DEFAULT_MODEL="pocket-sdxl"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert end in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 def test_a_device_that_is_lost_in_the_local_test_is_told(tmp_path: Path) -> None:
     """The answer is the end: a signal could come before it, and the person would see only a status."""
     done = subprocess.run(
