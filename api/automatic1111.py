@@ -11,7 +11,13 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.automatic1111_fields import ImageToImage, TextToImage, checkpoint_of, request_body
+from api.automatic1111_fields import (
+    IGNORED_SETTINGS,
+    ImageToImage,
+    TextToImage,
+    checkpoint_of,
+    request_body,
+)
 from api.automatic1111_jobs import LiveJobs
 from api.automatic1111_pictures import ImageToImageDialect, TextToImageDialect, refusal
 from api.body import ClientGone, parse_json, read_body
@@ -23,6 +29,22 @@ from core.errors import RequestError, ServingError
 
 _CALLERS: Final = 1000  # whose choice of a model is remembered
 _SETTINGS_BYTES: Final = 64 * 1024
+_SETTINGS: Final = {
+    "required": True,
+    "description": "sd_model_checkpoint chooses; the others are taken without effect.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    "sd_model_checkpoint": {"type": ["string", "null"], "description": "a model's name"},
+                    **{name: {} for name in sorted(IGNORED_SETTINGS)},
+                },
+            }
+        }
+    },
+}
 
 
 def endpoints(services: Services) -> list[Endpoint]:
@@ -55,7 +77,14 @@ def endpoints(services: Services) -> list[Endpoint]:
             for name, dialect, model, summary in asked
         ),
         *(
-            Endpoint(path=f"/sdapi/v1/{name}", handle=handle, methods=(method,), summary=summary)
+            Endpoint(
+                path=f"/sdapi/v1/{name}",
+                handle=handle,
+                methods=(method,),
+                summary=summary,
+                responses={"default": answers["default"]} if method == "POST" else {},
+                openapi={"requestBody": _SETTINGS} if handle == web_ui.choose else None,
+            )
             for method, name, handle, summary in told
         ),
     ]

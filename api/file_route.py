@@ -13,6 +13,7 @@ from api.files import MEDIA_TYPES
 from api.flat import refuse
 from core.errors import RequestError
 
+_NAME: Final = rf"^im_[0-9a-f]{{8}}\.({'|'.join(MEDIA_TYPES)})$"
 _HEADERS: Final = {
     "Cache-Control": "public, max-age=31536000, immutable",  # a name is never given to another picture
     "X-Content-Type-Options": "nosniff",
@@ -38,7 +39,14 @@ def endpoints(services: Services) -> list[Endpoint]:
                 404: {"description": "No such picture, or no longer kept"},
             },
             openapi={
-                "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+                "parameters": [
+                    {
+                        "name": "name",
+                        "in": "path",
+                        "required": True,
+                        "schema": {"type": "string", "pattern": _NAME},
+                    }
+                ]
             },
             public=True,
             documented=method == "GET",

@@ -14,20 +14,61 @@ from api.budget import Lease
 from api.dialect import Answer, Arrival, Endpoint, Services
 from api.job_record import JobRecord, JobState
 from api.job_route import Act, JobRoute, runner_of
-from api.runpod_queue import refuse
+from api.runpod_queue import JOB_ID, answers, refuse
 from core.errors import RequestError
 from core.result import Progress
 
 _MOST: Final = 200
 _USUAL: Final = 50
 
+_INSTANT: Final = {"type": ["string", "null"], "format": "date-time"}
+_SHOWN: Final[dict[str, Any]] = {
+    "id": {"type": "string"},
+    "state": {"enum": list(JobState)},
+    "dialect": {"type": "string", "description": "by which it came"},
+    "created_at": _INSTANT,
+    "started_at": _INSTANT,
+    "finished_at": _INSTANT,
+    "expires_at": _INSTANT,
+    "attempts": {"type": "integer"},
+    "progress": {"type": ["object", "null"], "description": "state, step and steps while it runs"},
+    "error": {"type": ["object", "null"], "description": "code and message"},
+}
+_JOB: Final = {"type": "object", "required": list(_SHOWN), "properties": _SHOWN}
+_WHOLE: Final = {
+    "type": "object",
+    "required": [*_SHOWN, "result"],
+    "properties": _SHOWN | {"result": {"description": "JSON, or media_type and base64; null if none"}},
+}
+_PAGE: Final = {
+    "type": "object",
+    "required": ["jobs", "after"],
+    "properties": {
+        "jobs": {"type": "array", "items": _JOB},
+        "after": {"type": ["string", "null"], "description": "for the next page; null on the last"},
+    },
+}
+_WORD: Final = f"({'|'.join(JobState)})"
+_QUERY: Final[list[dict[str, Any]]] = [
+    {"name": name, "in": "query", "description": text, "schema": schema}
+    for name, text, schema in (
+        ("after", "as the page before answered it", {"type": "string"}),
+        (
+            "limit",
+            "jobs of one page",
+            {"type": "integer", "minimum": 1, "maximum": _MOST, "default": _USUAL},
+        ),
+        ("state", "separated by commas", {"type": "string", "pattern": f"^{_WORD}(,{_WORD})*$"}),
+    )
+]
+
 
 def endpoints(services: Services) -> list[Endpoint]:
     jobs = Jobs(services)
-    table: list[tuple[str, str, Act, str]] = [
-        ("GET", "/jobs", jobs.page, "Your jobs, the newest first"),
-        ("GET", "/jobs/{id}", jobs.get, "One job, with its result"),
-        ("DELETE", "/jobs/{id}", jobs.cancel, "End a job; one that has ended stays as it is"),
+    table: list[tuple[str, str, Act, str, dict[str, Any]]] = [
+        ("GET", "/jobs", jobs.page, "Your jobs, the newest first", _PAGE),
+        ("GET", "/jobs/{id}", jobs.get, "One job, with its result", _WHOLE),
+        ("DELETE", "/jobs/{id}", jobs.cancel, "End a job; one that has ended stays as it is", _JOB),
     ]
     return [
         Endpoint(
@@ -36,8 +77,10 @@ def endpoints(services: Services) -> list[Endpoint]:
             methods=(method,),
             summary=summary,
             control=True,
+            openapi={"parameters": [JOB_ID] if "{id}" in path else _QUERY},
+            responses=answers(schema),
         )
-        for method, path, act, summary in table
+        for method, path, act, summary, schema in table
     ]
 
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api.dialect import Endpoint, Services
 from api.exchange import request_id
+from api.openai_docs import ANSWERS
 from api.openai_errors import refuse
 from core.catalog import Catalog
 from core.errors import RequestError
@@ -56,8 +57,14 @@ def endpoints(services: Services) -> list[Endpoint]:
             return Response(answer.body, answer.status, _id(request), answer.media_type)
         return _json(request, model(spec, started, name))
 
-    missing: dict[int | str, dict[str, Any]] = {404: {"description": "No such model"}}
-    text = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    missing: dict[int | str, dict[str, Any]] = {404: ANSWERS[404]}
+    text = {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "description": "its name, an alias, or a name of OpenAI's own image models; case does not matter",
+        "schema": {"type": "string", "pattern": r"^[A-Za-z0-9._:/@+-]+$"},
+    }
     return [
         endpoint
         for prefix in ("/v1", "/openai/v1")

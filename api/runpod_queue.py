@@ -7,6 +7,7 @@ is one endpoint. Source: docs.runpod.io/serverless/endpoints/job-operations.
 import asyncio
 import secrets
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
@@ -41,32 +42,138 @@ _STREAMS: Final = 10_000  # whose readers are remembered
 _WORKER_ID: Final = secrets.token_hex(7)
 
 
+def _object(*required: str, **properties: Any) -> dict[str, Any]:
+    """In OpenAPI's words."""
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    place = "query" if name == "wait" else "path"
+    required = place == "path"
+    return {"name": name, "in": place, "required": required, "description": description, "schema": schema}
+
+
+_TEXT: Final = {"type": "string"}
+_STATUS: Final = {"enum": list(STATUS.values())}
+_ENDPOINT_ID: Final = _parameter(
+    "endpoint_id", "any: one process is one endpoint", type="string", pattern="^[A-Za-z0-9_-]+$"
+)
+JOB_ID: Final = _parameter("id", "of a job of yours", type="string", pattern="^[A-Za-z0-9-]+$")
+_WAIT: Final = _parameter(
+    "wait", "milliseconds", type="integer", minimum=1000, maximum=300_000, default=90_000
+)
+_MS: Final = {"type": ["integer", "null"], "minimum": 1, "maximum": 7 * 24 * 3600 * 1000}
+_POLICY: Final = _object(executionTimeout=_MS, ttl=_MS, lowPriority={"type": ["boolean", "null"]})
+_BODY: Final = _object(
+    "input",
+    input={"type": "object", "description": "as of /run; looked into when the job runs"},
+    webhook={"type": ["string", "null"], "maxLength": 2048, "description": "an http or https URL"},
+    policy=_POLICY | {"type": ["object", "null"], "additionalProperties": False},
+    s3Config={"description": "looked into when the job runs"},
+    id={"description": "ignored"},
+) | {"additionalProperties": False}
+_BRIEF: Final = _object("id", "status", id=_TEXT, status=_STATUS)
+_FULL: Final = _object(
+    "id",
+    "status",
+    **_BRIEF["properties"],
+    delayTime={"type": "integer", "description": "milliseconds in the queue"},
+    executionTime={"type": "integer", "description": "milliseconds of work"},
+    workerId=_TEXT,
+    output={"description": "the answer; of a running job its progress"},
+    error={"type": ["string", "null"]},
+    code={"type": ["string", "null"]},
+)
+_NEWS: Final = {"type": "array", "items": _object("output", output={})}
+_COUNTS: Final = {"type": "object", "additionalProperties": {"type": "integer"}}
+_FAULT: Final = _object("error", "code", "request_id", error=_TEXT, code=_TEXT, request_id=_TEXT, param=_TEXT)
+
+
+def answers(schema: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route about jobs."""
+    return {
+        200: {"description": "Done", "content": {"application/json": {"schema": schema}}},
+        **{
+            status: {"description": text, "content": {"application/json": {"schema": _FAULT}}}
+            for status, text in (
+                (400, "No valid JSON"),
+                (404, "No such job of yours, or no such path"),
+                (408, "The body came too slowly"),
+                (409, "The job's state, or an earlier use of the Idempotency-Key, forbids it"),
+                (410, "The job is done and no longer kept"),
+                (413, "The body is too large"),
+                (415, "The body is compressed"),
+                (422, "A field, parameter or header is not acceptable"),
+                (429, "Too much waits already; Retry-After says when to come back"),
+                (500, "The server failed"),
+                (503, "Shutting down, or the job store does not work"),
+                (507, "No room for jobs, or none can be kept here"),
+            )
+        },
+    }
+
+
 def endpoints(services: Services) -> list[Endpoint]:
     queue = RunpodQueue(services)
 
     def endpoint(
-        method: str, path: str, act: Act, summary: str, *, control: bool = True, limit: int = 2**16
+        method: str,
+        path: str,
+        act: Act,
+        summary: str,
+        schema: dict[str, Any],
+        *,
+        control: bool = True,
+        limit: int = 2**16,
     ) -> Endpoint:
+        parameters = [_ENDPOINT_ID, *[JOB_ID] * ("{id}" in path), *[_WAIT] * ("sync" in path)]
+        body = (
+            {"requestBody": {"required": True, "content": {"application/json": {"schema": _BODY}}}}
+            if path.startswith("run")
+            else {}
+        )
         return Endpoint(
             path=f"/v2/{{endpoint_id}}/{path}",
             handle=JobRoute(services, act, refuse, max_body_bytes=limit),
             methods=(method,),
             summary=summary,
             control=control,
+            openapi={"parameters": parameters, **body},
+            responses=answers(schema),
         )
 
     return [
-        endpoint("POST", "run", queue.run, "Queue a job", control=False, limit=_RUN_BYTES),
+        endpoint("POST", "run", queue.run, "Queue a job", _BRIEF, control=False, limit=_RUN_BYTES),
         endpoint(
-            "POST", "runsync", queue.runsync, "Queue a job and wait", control=False, limit=_RUNSYNC_BYTES
+            *("POST", "runsync", queue.runsync, "Queue a job and wait", _FULL),
+            control=False,
+            limit=_RUNSYNC_BYTES,
         ),
-        endpoint("GET", "status/{id}", queue.status, "How a job is doing"),
-        endpoint("GET", "status-sync/{id}", queue.status_sync, "Wait for a job"),
-        endpoint("GET", "stream/{id}", queue.stream, "What is new of a job"),
-        endpoint("POST", "cancel/{id}", queue.cancel, "End a job"),
-        endpoint("POST", "retry/{id}", queue.retry, "Queue a failed job again", control=False),
-        endpoint("POST", "purge-queue", queue.purge, "End what waits"),
-        endpoint("GET", "health", queue.health, "Jobs and workers by state"),
+        endpoint("GET", "status/{id}", queue.status, "How a job is doing", _FULL),
+        endpoint("GET", "status-sync/{id}", queue.status_sync, "Wait for a job", _FULL),
+        endpoint(
+            "GET",
+            "stream/{id}",
+            queue.stream,
+            "What is new of a job",
+            _object("status", "stream", status=_STATUS, stream=_NEWS),
+        ),
+        endpoint("POST", "cancel/{id}", queue.cancel, "End a job", _BRIEF),
+        endpoint("POST", "retry/{id}", queue.retry, "Queue a failed job again", _BRIEF, control=False),
+        endpoint(
+            "POST",
+            "purge-queue",
+            queue.purge,
+            "End what waits",
+            _object("removed", "status", removed={"type": "integer"}, status={"const": "completed"}),
+        ),
+        endpoint(
+            "GET",
+            "health",
+            queue.health,
+            "Jobs and workers by state",
+            _object("jobs", "workers", jobs=_COUNTS, workers=_COUNTS),
+        ),
     ]
 
 

@@ -99,7 +99,21 @@ def endpoints(services: Services) -> list[Endpoint]:
             handle=_deprecated,
             methods=("GET",),
             summary="No longer there: /v1/generate answers at once",
-            responses={410: {"description": "Always"}},
+            openapi={
+                "parameters": [
+                    {
+                        "name": "job_id",
+                        "in": "path",
+                        "required": True,
+                        "description": "any; none is looked up",
+                        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+                    }
+                ]
+            },
+            responses={
+                404: {"description": "The path is longer than one id"},
+                410: {"description": "Always, whatever the id"},
+            },
         ),
     ]
 
