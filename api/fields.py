@@ -92,10 +92,12 @@ def as_fault(error: ServingError, places: Mapping[str, tuple[str, ...]]) -> Serv
 def worded(
     error: ServingError, arrival: Arrival, *, status: int | None = None, message: str | None = None
 ) -> Answer:
-    """An error as these services' clients read it, in ``detail``; what a program needs stands beside."""
-    sentence = message or message_of(error)
-    detail = error.detail if isinstance(error, FieldFault) else sentence
-    body = {"detail": detail, "error": sentence, "code": error.code, "request_id": arrival.shown_id}
+    """An error as these services' clients read it, in ``detail``; what a program needs stands beside.
+
+    message: the contract's own sentence for ``detail``; ``error`` says what went wrong all the same.
+    """
+    detail = error.detail if isinstance(error, FieldFault) else message or message_of(error)
+    body = {"detail": detail, "error": message_of(error), "code": error.code, "request_id": arrival.shown_id}
     return Answer(orjson.dumps(body), status or status_of(error))
 
 
