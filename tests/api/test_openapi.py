@@ -4,6 +4,7 @@ The routes are those the schema lists, so a new dialect is walked without a line
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
+from api import runpod_queue
 from api.app import ApiOptions, create_app
 from api.budget import Lease
 from api.files import FileOptions, FileStore
+from api.flat import FlatDialect
 from api.intake import ImageIntake, IntakeOptions
+from api.job_record import StoreLimits
+from api.job_service import JobService, job_service
 from core.catalog import Catalog
+from core.service import Submit
+from serverless.durable import runpod_work
+from serverless.execution import Execution
+from serverless.output import OutputGuard
+from tests.api.queueing import no_post, no_upload
 from tests.api.serving import ARTIST, PAINTER, Painter, Probe, Served, png, serving
 
 load_all_checks()
@@ -58,8 +68,26 @@ OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with serving(intake=ImageIntake(IntakeOptions(codec_threads=2), fetch), catalog=ROWS) as running:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("jobs")
+
+    def keeping(submit: Submit, intake: ImageIntake) -> AbstractContextManager[JobService | None]:
+        flat = FlatDialect(catalog=ROWS, intake=intake, timeout=600)
+        work = runpod_work(
+            Execution(submit, flat, OutputGuard(flat.render_output, 18_000_000, None, no_upload), None)
+        )
+        return job_service(
+            folder,
+            StoreLimits(min_free_bytes=0),
+            {runpod_queue.DIALECT: work},
+            {runpod_queue.DIALECT: runpod_queue.webhook_body},
+            post=no_post,
+            secret=None,
+            concurrency=4,
+        )
+
+    intake = ImageIntake(IntakeOptions(codec_threads=2), fetch)
+    with serving(intake=intake, catalog=ROWS, keeping=keeping) as running:
         yield running
 
 
