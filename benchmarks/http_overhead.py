@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+import pybase64
+
 from api.stream import events
 from batching.mux import BatchMux, BatchPolicy
 from benchmarks.http_load import body_of, idle_share, picture
@@ -53,10 +55,48 @@ def flat_large() -> bytes:
     return body_of(picture())
 
 
+def asking(**fields: object) -> Callable[[], bytes]:
+    return lambda: json.dumps(fields).encode()
+
+
+def with_picture(**fields: object) -> Callable[[], bytes]:
+    """``PICTURE`` stands for the picture in base64."""
+
+    def body() -> bytes:
+        return json.dumps(fields).replace("PICTURE", pybase64.b64encode(picture()).decode()).encode()
+
+    return body
+
+
+def form() -> bytes:
+    """As curl writes it."""
+    parts = (b'name="prompt"\r\n\r\na fox', b'name="image"; filename="a.png"\r\n\r\n' + picture())
+    head = b"--x\r\nContent-Disposition: form-data; "
+    return b"".join(head + part + b"\r\n" for part in parts) + b"--x--\r\n"
+
+
 # One line for each dialect and size.
 ROWS = (
     Row("flat", "/runsync", "small", flat_small),
+    Row("OpenAI", "/v1/images/generations", "small", asking(prompt="a fox", seed=7)),
+    Row("SDXL service", "/v1/generate", "small", asking(prompt="a fox", params={"seed": 7})),
+    Row("text to image", "/generate", "small", asking(prompt="a fox", width=256, height=256)),
+    Row("Hugging Face", "/hf/text-to-image", "small", asking(inputs="a fox")),
+    Row("AUTOMATIC1111", "/sdapi/v1/txt2img", "small", asking(prompt="a fox", width=64, height=64)),
     Row("flat", "/runsync", "1.3 MB", flat_large),
+    Row(
+        "OpenAI",
+        "/v1/images/edits",
+        "1.3 MB",
+        with_picture(prompt="a fox", image="data:image/png;base64,PICTURE"),
+    ),
+    Row(
+        "Hugging Face",
+        "/hf/image-to-image",
+        "1.3 MB",
+        with_picture(inputs="PICTURE", parameters={"prompt": "a fox"}),
+    ),
+    Row("form", "/edit", "1.3 MB", form, "multipart/form-data; boundary=x"),
 )
 
 
@@ -150,7 +190,7 @@ class Cost:
 
 
 HEADER = (
-    "dialect      path                        body  p50 ours p99 ours  p50 echo p99 echo   codec  overhead"
+    "dialect        path                        body  p50 ours p99 ours  p50 echo p99 echo   codec  overhead"
 )
 
 

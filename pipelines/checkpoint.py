@@ -59,6 +59,12 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
     """
     if options.checkpoint is not None:
         return options.checkpoint
+    if options.revision is not None and (options.model_dir or spec.source.startswith("builtin:")):
+        raise CapacityError(
+            "not_ready",
+            f"MODEL_REVISION names a commit of the hub, and {spec.name} does not come from there; unset it",
+            retryable=False,
+        )
     if options.model_dir is not None:
         return options.model_dir
     if spec.source.startswith("builtin:"):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.serving import Served, png, serving, text
+from tests.api.queueing import queueing
+from tests.api.serving import Served, png, text
 
 JS = Path(__file__).resolve().parent / "js"
 SCRIPTS = sorted(JS.glob("*.test.mjs"))
@@ -22,9 +23,10 @@ pytestmark = pytest.mark.clients
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    with serving() as running:
-        yield running
+def served(tmp_path: Path) -> Iterator[Served]:
+    """With a job store, which RunPod's client needs."""
+    with queueing(tmp_path / "data") as queue:
+        yield queue.served
 
 
 def node(script: Path, address: str) -> "subprocess.CompletedProcess[str]":

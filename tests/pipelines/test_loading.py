@@ -72,6 +72,13 @@ def test_a_checkpoint_of_another_family_is_refused(spec: PipelineSpec, options: 
         load_components(spec, options, quiet, pipeline_class="QwenImageEditPipeline")
 
 
+def test_a_revision_of_what_has_none_is_refused(spec: PipelineSpec, copied: Path) -> None:
+    """Ignored, it would let the operator believe in a pinned commit."""
+    for options in (ModelOptions(revision="abc"), ModelOptions(revision="abc", model_dir=copied)):
+        with pytest.raises(CapacityError, match="MODEL_REVISION"):
+            load_components(spec, options, quiet, pipeline_class=PLUS)
+
+
 def test_a_cache_folder_that_cannot_be_written_is_explained(spec: PipelineSpec, tmp_path: Path) -> None:
     """Containers often have a read-only home."""
     (tmp_path / "file").touch()

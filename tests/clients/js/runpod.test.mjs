@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import runpodSdk from "runpod-sdk";
 
-const endpoint = runpodSdk("unused", { baseUrl: `${process.env.BASE_URL}/v2` }).endpoint("my-endpoint");
-const picture = process.env.PICTURE;
+const endpoint = runpodSdk("unused", { baseUrl: `${process.env.BATCHMUX_URL}/v2` }).endpoint("my-endpoint");
+const picture = process.env.BATCHMUX_PICTURE;
 const wishes = (seed) => ({ input: { prompt: "paint", image_base64: picture, seed } });
 
 test("runSync gives the finished job", async () => {
