@@ -172,7 +172,7 @@ def test_a_form_without_a_picture_says_so(form: Served) -> None:
         (OutOfDeviceMemory(), 503, "gpu_oom"),
         (ExecutionError("pipeline_error", "broke"), 503, "inference_error"),
         (DeviceLost(), 503, "inference_error"),
-        (KeyError("/work/secret.py"), 503, "inference_error"),
+        (KeyError("/home/secret.py"), 503, "inference_error"),
         (ExecutionError("deadline_exceeded", "late"), 504, "timeout"),
         (CapacityError("queue_full", "256 wait"), 429, "http_error"),
     ],

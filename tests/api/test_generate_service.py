@@ -168,7 +168,7 @@ FULL = "Request queue is full (max 50). Please try again later."
         (CapacityError("queue_full", "50 wait", retry_after=3), 503, FULL),
         (ExecutionError("deadline_exceeded", "late"), 504, "Generation timed out"),
         (ExecutionError("pipeline_error", "broke"), 500, "Image generation failed"),
-        (KeyError("/work/secret.py"), 500, "Image generation failed"),
+        (KeyError("/home/secret.py"), 500, "Image generation failed"),
         (OutOfDeviceMemory("no room"), 503, "no room"),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_misspelt_field_is_named(body: object, hint: str, sdxl: Served) -> Non
     [
         (ExecutionError("deadline_exceeded", "late"), 504, "Generation timeout exceeded"),
         (ExecutionError("pipeline_error", "broke"), 500, "Internal generation error"),
-        (KeyError("/work/secret.py"), 500, "Internal generation error"),
+        (KeyError("/home/secret.py"), 500, "Internal generation error"),
         (OutOfDeviceMemory("no room"), 503, "no room"),
         (CapacityError("queue_full", "256 wait"), 429, "256 wait"),
     ],
@@ -258,7 +258,7 @@ def test_a_wrong_purge_throws_nothing_out(body: bytes, sdxl: Served) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [(CapacityError("shutting_down", "bye"), 503), (KeyError("/work/secret.py"), 500)],
+    [(CapacityError("shutting_down", "bye"), 503), (KeyError("/home/secret.py"), 500)],
 )
 def test_a_purge_that_fails_is_answered(fault: Exception, status: int) -> None:
     """In the same words as everything here."""
