@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Folders and files of the house, and what of ours each may import. "a.b" admits that module alone.
 MAY_IMPORT = {
     "core": {"core"},
-    "settings": {"settings"},
+    "settings": {"variables"},
+    "variables": {"variables"},
     "batching": {"core", "batching"},
     "pipelines": {"core", "pipelines"},
     "api": {"core", "api"},
@@ -137,13 +138,13 @@ def violations(root: Path) -> list[str]:
 
 
 def used_names(where: str, tree: ast.AST) -> Iterator[str]:
-    """The environment read outside settings; tricks in tests. An import counts as a use."""
+    """The environment read outside settings.py; tricks in tests. An import counts as a use."""
     names = [(line, name) for line, name in imported(tree, "")]
     names += [(node.lineno, dotted(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     top = where.split("/")[0]
     for line, name in names:
-        if name in {"os.environ", "os.getenv", "os.putenv"} and top not in {*WORKSHOP, "settings"}:
-            yield f"{where}:{line}: {name} only in settings"
+        if name in {"os.environ", "os.getenv", "os.putenv"} and top not in {*WORKSHOP, "settings.py"}:
+            yield f"{where}:{line}: {name} only in settings.py"
         for trick, remedy in TEST_TRICKS.items():
             if top == "tests" and (name == trick or name.startswith(f"{trick}.")):
                 yield f"{where}:{line}: {trick}: {remedy}"
@@ -188,7 +189,7 @@ PLANTED = [
         "from pipelines.manager import M\nimport pipelines.sd",
         "handler must not import pipelines.sd",
     ),
-    ("settings/x.py", "from core import request", "settings must not import core"),
+    ("settings.py", "from core import request", "settings must not import core"),
     ("api/x.py", "def f():\n    import torch", "torch only in pipelines/"),
     ("batching/x.py", "from torch.nn import Linear", "torch only in"),
     ("api/x.py", "import importlib\nimportlib.import_module('diffusers')", "diffusers only in"),
@@ -199,8 +200,8 @@ PLANTED = [
     ("pipelines/x.py", "import threading", "threading only in"),
     ("pipelines/x.py", "import asyncio", "asyncio never here"),
     ("batching/mux.py", "def f():\n    from asyncio import Future", "asyncio never here"),
-    ("api/x.py", "import os\nkey = os.environ['KEY']", "os.environ only in settings"),
-    ("pipelines/x.py", "from os import getenv", "os.getenv only in settings"),
+    ("api/x.py", "import os\nkey = os.environ['KEY']", "os.environ only in settings.py"),
+    ("pipelines/x.py", "from os import getenv", "os.getenv only in settings.py"),
     ("pipelines/sd.py", "from pipelines import qwen", "family pipelines.sd imports family pipelines.qwen"),
     ("pipelines/sd.py", "from .qwen import step", "family pipelines.sd imports family pipelines.qwen"),
     ("api/utils.py", "", "a file that nobody owns"),
@@ -233,7 +234,7 @@ def plant(root: Path, where: str, code: str) -> None:
     """A small, rule-abiding house, then ``code`` in one of its files."""
     house = {
         "handler.py": "import api.app\nfrom pipelines.registry import SPECS",
-        "settings/__init__.py": "import os\nhome = os.environ",
+        "settings.py": "import os\nhome = os.environ",
         "core/request.py": "import dataclasses",
         "batching/mux.py": "import threading\nfrom core.request import R",
         "pipelines/registry.py": "SPECS = ('pipelines.qwen:load', 'pipelines.sd:load')",

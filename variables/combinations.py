@@ -6,7 +6,7 @@ What depends on the card or the model is refused when the model is loaded.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from settings.model import ModelSettings
+    from variables.model import ModelSettings
 
 
 def refused_combinations(chosen: "ModelSettings") -> list[tuple[bool, str]]:

@@ -18,9 +18,9 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from settings.http import HttpSettings
-from settings.model import MIB as MIB
-from settings.model import ModelSettings, UserPath
+from variables.http import HttpSettings
+from variables.model import MIB as MIB
+from variables.model import ModelSettings, UserPath
 
 
 class Settings(HttpSettings, ModelSettings):

@@ -1,4 +1,4 @@
-"""Settings of the HTTP server: where it listens, who may use it, what it keeps and what it tells."""
+"""Variables of the HTTP server: where it listens, who may use it, what it keeps and what it tells."""
 
 import base64
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-from settings.model import UserPath
+from variables.model import UserPath
 
 
 class HttpSettings(BaseSettings):

@@ -1,4 +1,4 @@
-"""Settings of models: which, from where, in what precision and how many."""
+"""Variables of models: which, from where, in what precision and how many."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-from settings.combinations import refused_combinations
+from variables.combinations import refused_combinations
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 MIB = 2**20
