@@ -14,8 +14,9 @@ MODEL := $(or $(DEFAULT_MODEL),pocket-edit)
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' Makefile
 
-run: $(VENV)/.runtime ## edit the photograph of test_input.json here, through RunPod's local path
+run: $(VENV)/.runtime ## edit the photograph of test_input.json here, through RunPod's local path; draw seven edits
 	DEFAULT_MODEL=$(MODEL) $(PY) handler.py --test_input
+	$(if $(filter pocket-edit,$(MODEL)),$(PY) docs/strip.py out/edits.png)
 
 serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoint
 	STANDALONE_MODE=1 DEFAULT_MODEL=$(MODEL) $(PY) handler.py

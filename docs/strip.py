@@ -1,15 +1,27 @@
-"""Makes README's strip of edits: the photograph through ``python handler.py --test_input``, once a prompt."""
+"""Draws a photograph and seven edits of it: ``python docs/strip.py [FILE]``; README's strip is made so.
 
+By the product's own dialect, mux and model in this process, where the seven edits share their forwards.
+"""
+
+import asyncio
 import base64
-import json
-import subprocess
+import io
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, the repository is not
+
+from api.flat import FlatDialect  # noqa: E402 - after the path
+from api.intake import ImageIntake, IntakeOptions  # noqa: E402
+from batching.mux import BatchMux, BatchPolicy  # noqa: E402
+from core.service import port  # noqa: E402
+from pipelines.manager import ModelManager  # noqa: E402
+from pipelines.options import Lightning, ModelOptions  # noqa: E402
+from pipelines.registry import catalog  # noqa: E402
+
 PROMPTS = (
     "black and white please",
     "turn this into a pencil sketch",
@@ -22,40 +34,48 @@ PROMPTS = (
 SIDE, LINE = 192, 22
 
 
-def square(folder: Path) -> Path:
+def square() -> Image.Image:
     """The middle of the photograph: the pocket checkpoint was trained on squares."""
-    path = folder / "square.png"
     with Image.open(ROOT / "assets" / "chelsea.jpg") as picture:
         left = (picture.width - picture.height) // 2
-        picture.crop((left, 0, left + picture.height, picture.height)).save(path)
-    return path
+        return picture.convert("RGB").crop((left, 0, left + picture.height, picture.height))
 
 
-def edit(prompt: str, folder: Path) -> Path:
-    """The picture that the product makes of the photograph. Raises ``CalledProcessError``."""
-    photograph = base64.b64encode(square(folder).read_bytes()).decode()
-    wishes = {"prompt": prompt, "image_base64": photograph, "seed": 42}
-    job = folder / "job.json"
-    job.write_text(json.dumps({"input": wishes}))
-    given = ["env", "DEFAULT_MODEL=pocket-edit", f"OUTPUT_DIR={folder}"]
-    command = [*given, sys.executable, "handler.py", "--test_input", str(job)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603 - our own program
-    return folder / "after.png"
+async def edits(mux: BatchMux, dialect: FlatDialect, photograph: Image.Image) -> list[Image.Image]:
+    """One picture for each of ``PROMPTS``. Raises ``ServingError``."""
+    file = io.BytesIO()
+    photograph.save(file, "PNG")
+    sent = base64.b64encode(file.getvalue()).decode()
+
+    async def one(number: int, prompt: str) -> Image.Image:
+        wishes = {"prompt": prompt, "image_base64": sent, "seed": 42}
+        job = await dialect.parse(wishes, id=f"edit-{number}")
+        answer = await dialect.render_output(job, await port(mux.submit)(job.request))
+        return Image.open(io.BytesIO(base64.b64decode(answer["image"])))
+
+    return await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(PROMPTS)))
 
 
-def main() -> None:
+def main(target: Path) -> None:
+    rows = catalog("pocket-edit", lightning={"enabled": True})
+    models = ModelManager(rows, ModelOptions(lightning=Lightning(enabled=True)))
+    photograph = square()
+    with (
+        BatchMux(models.acquire, BatchPolicy(max_batch_size=len(PROMPTS))) as mux,
+        ImageIntake(IntakeOptions()) as intake,
+    ):
+        pictures = asyncio.run(edits(mux, FlatDialect(catalog=rows, intake=intake), photograph))
     strip = Image.new("RGB", (4 * SIDE, 2 * (SIDE + LINE)), "white")
     pen = ImageDraw.Draw(strip)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for at, prompt in enumerate(("the photograph", *PROMPTS)):
-            path = square(folder) if at == 0 else edit(prompt, folder)
-            left, top = at % 4 * SIDE, at // 4 * (SIDE + LINE)
-            with Image.open(path) as picture:
-                strip.paste(picture.convert("RGB").resize((SIDE - 4, SIDE - 4)), (left + 2, top + LINE))
-            pen.text((left + 6, top + 6), prompt, fill="black")
-    strip.save(ROOT / "docs" / "img" / "pocket-edits.png", optimize=True)
+    named = zip(("the photograph", *PROMPTS), (photograph, *pictures), strict=True)
+    for at, (name, picture) in enumerate(named):
+        left, top = at % 4 * SIDE, at // 4 * (SIDE + LINE)
+        strip.paste(picture.resize((SIDE - 4, SIDE - 4)), (left + 2, top + LINE))
+        pen.text((left + 6, top + 6), name, fill="black")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    strip.save(target, optimize=True)
+    print(f"a photograph and {len(pictures)} edits of it: {target}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "img" / "pocket-edits.png")
