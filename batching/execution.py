@@ -9,8 +9,9 @@ from typing import Any
 
 from core.errors import ExecutionError, ServingError
 from core.pipeline import Pipeline, RowState
-from core.request import InferenceRequest
+from core.request import Image, InferenceRequest
 from core.result import InferenceResult
+from core.vision import FINDINGS_OF
 
 
 class BrokenContract(Exception):
@@ -52,8 +53,7 @@ def decode(
     for result, request in zip(results, requests, strict=True):
         if result.id != request.id or result.model != request.model:
             raise BrokenContract("decode answered for another request")
-        if result.image.size != request.canvas:
-            raise BrokenContract(f"decode made {result.image.size} where {request.canvas} was asked for")
+        _check_output(result, request)
     return results
 
 
@@ -85,3 +85,11 @@ def as_answer(error: Exception) -> ServingError:
 def _check_count(stage: str, answers: Sequence[object], asked: Sequence[object]) -> None:
     if len(answers) != len(asked):
         raise BrokenContract(f"{stage} answered {len(answers)} of {len(asked)} rows")
+
+
+def _check_output(result: InferenceResult, request: InferenceRequest) -> None:
+    expected = FINDINGS_OF.get(request.task, Image)
+    if not isinstance(result.output, expected):
+        raise BrokenContract(f"decode answered with {type(result.output).__name__} to {request.task}")
+    if isinstance(result.output, Image) and result.output.size != request.canvas:
+        raise BrokenContract(f"decode made {result.output.size} where {request.canvas} was asked for")

@@ -64,7 +64,7 @@ class TimedPipeline:
         return [
             InferenceResult(
                 id=state.request.id,
-                image=state.request.images[0],
+                output=state.request.images[0],
                 model=SPEC.name,
                 seed=state.request.seed,
                 steps=1,

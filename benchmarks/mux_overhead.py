@@ -43,7 +43,7 @@ class FreePipeline:
         return [
             InferenceResult(
                 id=state.request.id,
-                image=picture_of(state.request.id, *state.request.canvas),
+                output=picture_of(state.request.id, *state.request.canvas),
                 model=state.request.model,
                 seed=0,
                 steps=1,

@@ -39,7 +39,7 @@ async def submit(request: InferenceRequest, on_progress: OnProgress | None = Non
     image = (
         Image(pixels=bytes(width * height * 3), width=width, height=height) if blank else request.images[0]
     )
-    return InferenceResult(id=request.id, image=image, model=SPEC.name, seed=request.seed, steps=1)
+    return InferenceResult(id=request.id, output=image, model=SPEC.name, seed=request.seed, steps=1)
 
 
 def echoing() -> FastAPI:

@@ -12,6 +12,7 @@ from core.result import InferenceResult
 class BatchKey:
     """Rows may share a forward only when their keys are equal: a correctness type, not a preference.
 
+    variant: of what is asked of a vision model; see ``core.vision``.
     ``steps`` and ``cfg`` are None unless rows must also start and end together (``join="batch"``).
     """
 
@@ -21,6 +22,7 @@ class BatchKey:
     reference_sizes: tuple[Size, ...]
     guided: bool
     adapters: tuple[tuple[str, float], ...]
+    variant: str = ""
     steps: int | None = None
     cfg: float | None = None
 
@@ -34,6 +36,7 @@ class BatchKey:
             request.reference_sizes,
             request.guided,
             request.adapters,
+            "" if request.ask is None else request.ask.variant,
             request.steps_run if together else None,
             request.cfg if together else None,
         )

@@ -3,6 +3,10 @@
 import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from core.vision import Ask
 
 Size = tuple[int, int]  # (width, height) in pixels
 SEED_MAX = 2**63 - 1  # clients send nanosecond clocks; torch takes any 64-bit seed
@@ -50,7 +54,9 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceRequest:
-    """One picture to make, with every default filled in; built by ``PipelineSpec.request``.
+    """One picture to make, or to look at, with every default filled in.
+
+    Built by ``PipelineSpec.request``, and by ``PipelineSpec.look`` where a vision model looks at a picture.
 
     size:       what the caller gets, in pixels.
     canvas:     what the model runs at: ``size`` rounded up to the model's multiple.
@@ -69,6 +75,8 @@ class InferenceRequest:
                 0 ... 1; 0 computes every step in full.
     timeout:    seconds from submission to the last useful moment of an answer; None is no limit.
     previews:   rough pictures on the way, at most, each told with the progress of a step.
+    ask:        what a vision model is to find in the one picture, which enters it at ``canvas``; it has one
+                step, and no prompt, seed or guidance. None where a picture is made.
     """
 
     id: str
@@ -91,6 +99,7 @@ class InferenceRequest:
     step_cache: float = 0.0
     timeout: float | None = None
     previews: int = 0
+    ask: "Ask | None" = None
 
     @property
     def guided(self) -> bool:

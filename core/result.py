@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.request import Image
+from core.vision import Findings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceResult:
     """The answer to the request of the same id.
 
-    image: at the request's ``canvas``; the edge resizes to ``size`` where the two differ.
+    output: a picture at the request's ``canvas``, which the edge resizes to ``size`` where the two differ;
+        or what a vision model found, of the kind that ``FINDINGS_OF`` the task names.
     The pipeline fills the fields up to ``lightning_enabled``; the mux fills the rest.
 
     queue_seconds: submission until prepared. inference_seconds: from there until decoded.
@@ -19,7 +21,7 @@ class InferenceResult:
     """
 
     id: str
-    image: Image
+    output: Image | Findings
     model: str
     seed: int
     steps: int
@@ -28,6 +30,13 @@ class InferenceResult:
     inference_seconds: float = 0.0
     batch_size: int = 0
     mates: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> Image:
+        """The picture that was made. Raises ``TypeError`` for the answer of a vision model."""
+        if not isinstance(self.output, Image):
+            raise TypeError(f"{self.model} answered with {type(self.output).__name__}, not a picture")
+        return self.output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

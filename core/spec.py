@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from core.limits import fit_area, invalid, round_up, within
 from core.request import SEED_MAX, Image, InferenceRequest, Size, Task
+from core.vision import TASK_OF, Ask
+from core.vision_spec import VisionSpec
 
 MAX_TIMEOUT = 86_400.0  # seconds
 MAX_ADAPTER_SCALE = 4.0
@@ -30,6 +32,7 @@ class PipelineSpec:
     masks:     an edit can be kept to a part of the picture.
     step_cache: steps can reuse the blocks after the first.
     lightning_steps: steps of the few-step form in effect; None for the full model.
+    vision:    of a model that looks at pictures; most of what is above then means nothing to it.
     adapters:  ids of the LoRAs that a request may ask for. adapters_refused: why none can be taken, as a
                sentence with its remedy.
     """
@@ -65,6 +68,7 @@ class PipelineSpec:
     adapters: frozenset[str] = frozenset()
     adapters_refused: str | None = None
     max_adapters: int = 4
+    vision: VisionSpec | None = None
     needs_gpu: bool = True
     vram_gb: float | None = None
     licence: str = ""
@@ -99,9 +103,7 @@ class PipelineSpec:
         None (and, for ``seed``, -1) means the model's default. Raises ``RequestError``
         ``invalid_parameter`` naming field, limit, value and remedy.
         """
-        if task not in self.tasks:
-            known = " and ".join(sorted(self.tasks))
-            raise invalid("task", f"{self.name} can {known} and cannot {task}; choose another model")
+        self._check_task(task)
         self._check_text("prompt", prompt, empty_allowed=False)
         self._check_text("negative_prompt", negative_prompt or "", empty_allowed=True)
         self._check_images(task, images, mask)
@@ -110,8 +112,7 @@ class PipelineSpec:
         if seed is None or seed == -1:
             seed = secrets.randbelow(2**32)
         within("seed", seed, 0, SEED_MAX)
-        if timeout is not None:
-            within("timeout", timeout, 0.001, MAX_TIMEOUT)
+        _check_timeout(timeout)
         strength = self._strength(task, strength, steps)
         size = self._size(width, height, images if mask is None else images[:1])
         canvas = (round_up(size[0], self.multiple), round_up(size[1], self.multiple))
@@ -143,6 +144,21 @@ class PipelineSpec:
             step_cache=self._step_cache(step_cache),
             timeout=timeout,
         )
+
+    def look(self, *, id: str, image: Image, ask: Ask, timeout: float | None = None) -> InferenceRequest:
+        """What a caller asks of one picture, checked against this model.
+
+        Raises ``RequestError`` ``invalid_parameter`` naming field, limit, value and remedy.
+        """
+        self._check_task(TASK_OF[type(ask)])
+        assert self.vision is not None  # of every row with a task of vision
+        _check_timeout(timeout)
+        return self.vision.request(self.name, id=id, image=image, ask=ask, timeout=timeout)
+
+    def _check_task(self, task: Task) -> None:
+        if task not in self.tasks:
+            known = " and ".join(sorted(self.tasks))
+            raise invalid("task", f"{self.name} can {known} and cannot {task}; choose another model")
 
     def _check_images(self, task: Task, images: tuple[Image, ...], mask: Image | None) -> None:
         if task is Task.EDIT and not 1 <= len(images) <= self.max_images:
@@ -263,3 +279,8 @@ class PipelineSpec:
                 field,
                 f"{size[0]}x{size[1]} is over the limit of {self.max_aspect:g}:1; bring the sides closer",
             )
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None:
+        within("timeout", timeout, 0.001, MAX_TIMEOUT)

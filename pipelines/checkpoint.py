@@ -15,6 +15,8 @@ from pipelines.options import ModelOptions, Report, Silent
 from pipelines.shards import Part, survey
 
 CHECKPOINT = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja")
+# One model in one folder, with what it needs to read pictures and texts.
+VISION = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 # Of a checkpoint whose denoiser another file takes the place of.
 WITHOUT_DENOISER = (
     "model_index.json",
@@ -29,6 +31,7 @@ _BUILT_IN = {
     "pocket-edit": "pipelines.pocket.builder:build",
     "pocket-image": "pipelines.pocket.builder:build_image",
     "pocket-sdxl": "pipelines.pocket.sdxl:build",
+    "pocket-dinov3": "pipelines.pocket.dinov3:build",
 }
 
 
@@ -77,6 +80,8 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
 
 def patterns_of(spec: PipelineSpec) -> tuple[str, ...]:
     """The files of the row's repository that a load reads."""
+    if spec.vision is not None:
+        return VISION
     return CHECKPOINT if spec.denoiser is None else WITHOUT_DENOISER
 
 

@@ -84,6 +84,18 @@ def choose(
     return replace(plan, sentence="; ".join([plan.sentence, *_idle(device, precision, tuning)]))
 
 
+def choose_whole(device: Device, precision: Precision) -> Plan:
+    """For a model whose weights stay as they are: the operator's choice comes to a format of products."""
+    if precision.mode not in ("8bit", "4bit"):
+        compute = _compute(device, precision)
+        return Plan(compute, {}, f"fp32 weights; products {_whole(device, precision, compute)}")
+    compute = _compute(device, precision)
+    sentence = (
+        f"fp32 weights, small enough that PRECISION_MODE={precision.mode} leaves them; products {compute}"
+    )
+    return Plan(compute, {}, sentence)
+
+
 def refused(sentence: str) -> CapacityError:
     return CapacityError("not_ready", sentence, retryable=False)
 

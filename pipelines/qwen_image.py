@@ -297,7 +297,7 @@ def _result(state: EditState, pixels: Tensor, *, lightning: bool) -> InferenceRe
         pixels = state.region.paste(pixels)
     return InferenceResult(
         id=request.id,
-        image=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),
+        output=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),
         model=request.model,
         seed=request.seed,
         steps=request.steps,

@@ -9,6 +9,7 @@ from core.request import Task
 from core.spec import PipelineSpec
 from pipelines.lightning_files import lightning_steps
 from pipelines.options import Lightning, Precision, Tuning
+from pipelines.vision_rows import VISION
 
 _EDIT = "pipelines.qwen_image:load_edit"
 _EDIT_PLUS = "pipelines.qwen_image:load_edit_plus"
@@ -177,6 +178,7 @@ SPECS: tuple[PipelineSpec, ...] = (
         needs_gpu=False,
         licence="MIT",
     ),
+    *VISION,
 )
 
 

@@ -204,7 +204,7 @@ class StableDiffusionXL:
         height, width, _ = pixels.shape
         return InferenceResult(
             id=request.id,
-            image=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),
+            output=Image(pixels=pixels.numpy().tobytes(), width=width, height=height, digest=request.id),
             model=request.model,
             seed=request.seed,
             steps=request.steps,

@@ -42,13 +42,17 @@ def weight_files(part: Path) -> list[Path]:
 
 
 def survey(folder: Path) -> dict[str, Part]:
-    """The parts of a checkpoint that hold weights, by name. Raises what ``weight_files`` raises."""
+    """The parts of a checkpoint that hold weights, by name. Raises what ``weight_files`` raises.
+
+    Weights in the folder itself are one part, ``model``.
+    """
+    folders = {part.name: part for part in sorted(folder.iterdir()) if part.is_dir()}
     parts = {}
-    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for name, part in {"model": folder, **folders}.items():
         files = weight_files(part)
         if files:
             weights = sum(_checked(path)[1] for path in files)
-            parts[part.name] = Part(weights, sum(path.stat().st_size for path in files))
+            parts[name] = Part(weights, sum(path.stat().st_size for path in files))
     return parts
 
 

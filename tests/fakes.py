@@ -100,7 +100,7 @@ class PaintingPipeline:
         return [
             InferenceResult(
                 id=state.request.id,
-                image=paint(state.request, state.steps_run),
+                output=paint(state.request, state.steps_run),
                 model=state.request.model,
                 seed=state.request.seed,
                 steps=state.request.steps,

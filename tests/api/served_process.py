@@ -63,7 +63,7 @@ def finish_jobs() -> None:
         width, height = request.canvas
         size = width * height * 3
         picture = Image(pixels=os.urandom(size) if options.large else bytes(size), width=width, height=height)
-        job.set_result(InferenceResult(id=request.id, image=picture, model="painter", seed=1, steps=1))
+        job.set_result(InferenceResult(id=request.id, output=picture, model="painter", seed=1, steps=1))
 
 
 def drain(seconds: float) -> None:

@@ -110,7 +110,7 @@ class Painter:
         pixels = os.urandom(width * height * 3) if self.noise else paint(request.seed) * (width * height)
         return InferenceResult(
             id=request.id,
-            image=Image(pixels=pixels, width=width, height=height),
+            output=Image(pixels=pixels, width=width, height=height),
             model=request.model,
             seed=request.seed,
             steps=request.steps,

@@ -12,7 +12,7 @@ from core.result import InferenceResult, OnProgress, Progress
 from tests.api.serving import CATALOG
 
 RESULT = InferenceResult(
-    id="job", image=Image(pixels=bytes(3), width=1, height=1), model="dreamer", seed=1, steps=4
+    id="job", output=Image(pixels=bytes(3), width=1, height=1), model="dreamer", seed=1, steps=4
 )
 
 

@@ -281,7 +281,7 @@ def test_the_answer_is_flat_and_complete() -> None:
         width, height = job.request.canvas
         result = InferenceResult(
             id="x",
-            image=Image(pixels=bytes((9, 8, 7)) * (width * height), width=width, height=height),
+            output=Image(pixels=bytes((9, 8, 7)) * (width * height), width=width, height=height),
             model="painter",
             seed=7,
             steps=40,

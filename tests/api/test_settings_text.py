@@ -21,7 +21,7 @@ from tests.api.serving import ARTIST, CATALOG, Served, serving, text
 
 RESULT = InferenceResult(
     id="job",
-    image=Image(pixels=bytes(96 * 64 * 3), width=96, height=64),
+    output=Image(pixels=bytes(96 * 64 * 3), width=96, height=64),
     model="artist",
     seed=11,
     steps=4,

@@ -20,7 +20,7 @@ REQUEST: InferenceRequest = CATALOG.default.request(
     steps=3,
 )
 RESULT = InferenceResult(
-    id="job", image=Image(pixels=bytes(3), width=1, height=1), model="painter", seed=1, steps=3
+    id="job", output=Image(pixels=bytes(3), width=1, height=1), model="painter", seed=1, steps=3
 )
 
 

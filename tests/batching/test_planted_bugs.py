@@ -71,7 +71,7 @@ class SwappedPictures(PaintingPipeline):
     def decode(self, states: Sequence[PaintedState]) -> list[InferenceResult]:
         results = super().decode(states)
         images: list[Image] = [result.image for result in results]
-        return [replace(r, image=image) for r, image in zip(results, images[1:] + images[:1], strict=True)]
+        return [replace(r, output=image) for r, image in zip(results, images[1:] + images[:1], strict=True)]
 
 
 class SwallowedException(PaintingPipeline):

@@ -155,7 +155,7 @@ class Row:
         picture = Image(pixels=bytes(3 * width * height), width=width, height=height, digest="black")
         return InferenceResult(
             id=self.request.id,
-            image=picture,
+            output=picture,
             model=self.request.model,
             seed=self.request.seed,
             steps=self.request.steps,

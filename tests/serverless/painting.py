@@ -55,7 +55,7 @@ def painted(request: InferenceRequest) -> InferenceResult:
         pixels = bytes(colour(request.prompt, request.seed, request.steps)) * (width * height)
     return InferenceResult(
         id=request.id,
-        image=Image(pixels=pixels, width=width, height=height),
+        output=Image(pixels=pixels, width=width, height=height),
         model=request.model,
         seed=request.seed,
         steps=request.steps,

@@ -45,7 +45,7 @@ def run(
             )
             result = painted(asked.request)
             result = InferenceResult(
-                id="a", image=NOISE, model=result.model, seed=result.seed, steps=result.steps
+                id="a", output=NOISE, model=result.model, seed=result.seed, steps=result.steps
             )
             fetch = GuardedFetch(max_bytes=MB, timeout=5, allow_hosts={allow})
             guard = OutputGuard(language.render_output, limit, bucket, fetch.put)
