@@ -18,8 +18,8 @@ run: $(VENV)/.runtime ## edit the photograph of test_input.json here, through Ru
 	DEFAULT_MODEL=$(MODEL) $(PY) handler.py --test_input
 	$(if $(filter pocket-edit,$(MODEL)),$(PY) docs/strip.py out/edits.png)
 
-serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoint
-	STANDALONE_MODE=1 DEFAULT_MODEL=$(MODEL) $(PY) handler.py
+serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoints
+	STANDALONE_MODE=1 DEFAULT_MODEL=$(MODEL) ALLOWED_MODELS=$(or $(ALLOWED_MODELS),pocket-sdxl) $(PY) handler.py
 
 test: $(VENV)/.dev ## run the tests
 	$(PY) -m pytest
