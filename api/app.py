@@ -53,6 +53,7 @@ def create_app(
     intake: ImageIntake,
     admit: Admit,
     files: FileStore,
+    metrics: Metrics,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
     job_runner: JobRunner | None = None,
     stats: Callable[[], Stats] = Stats,
@@ -60,18 +61,19 @@ def create_app(
     tracing: "Tracing | None" = None,
     purge: Purge = nothing_to_purge,
 ) -> FastAPI:
-    """``intake`` may be shared with other modes; who opened it closes it."""
+    """``intake`` may be shared with other modes; who opened it closes it.
+
+    submit: counted by ``metrics``, and traced, by who made it: jobs that outlive their request go through it
+        too. What ``metrics`` and ``tracing`` are wanted for here is the HTTP requests.
+    """
     app = FastAPI(
         title="batchmux",
         description="Making and editing images; the requests of different callers share each denoising step.",
         redirect_slashes=False,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
     )
-    metrics = Metrics(health, stats)
-    if tracing is not None:
-        submit = tracing.traced(submit)
     services = Services(
-        submit=metrics.counted(submit),
+        submit=submit,
         catalog=catalog,
         health=health,
         options=options,

@@ -16,12 +16,15 @@ from api.app import AccessOptions, ApiOptions, create_app
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.keys import KeyRing
+from api.metrics import Metrics
 from core.service import Health
+from core.stats import Stats
 from tests.api.serving import CATALOG, Answer, Client, Painter, Served, png, serving, text
 
 WISHES = {"prompt": "p", "image_base64": text(png()), "seed": 5, "width": 96, "height": 64}
 KEYS = KeyRing.of(True, ["devtoken", "second"])
 HEALTHS = {"/health", "/firered/health", "/vision/health", "/sdxl/health"}
+METRICS = Metrics(lambda: Health(state="ready", model="painter"), Stats)
 PUBLIC = HEALTHS | {"/health/gpu", "/", "/live", "/ready", "/ping", "/metrics", "/files/{name}"}
 
 
@@ -46,6 +49,7 @@ def test_every_route_but_the_public_ones_asks_for_a_key(locked: Served) -> None:
             ApiOptions(),
             intake=intake,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=METRICS,
             admit=lambda: None,
         )
     asked = 0
@@ -95,6 +99,7 @@ def test_a_route_added_past_the_table_is_closed() -> None:
             ApiOptions(),
             intake=intake,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=METRICS,
             admit=lambda: None,
             access=AccessOptions(keys=KEYS),
         )

@@ -23,8 +23,10 @@ from api.flat import FlatDialect
 from api.intake import ImageIntake, IntakeOptions
 from api.job_record import StoreLimits
 from api.job_service import JobService, job_service
+from api.metrics import Metrics
 from core.catalog import Catalog
 from core.service import Submit
+from core.stats import Stats
 from serverless.durable import runpod_work
 from serverless.execution import Execution
 from serverless.output import OutputGuard
@@ -59,6 +61,7 @@ def document() -> dict[str, Any]:
             intake=intake,
             admit=painter.admit,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=Metrics(Probe(), Stats),
         )
         return app.openapi()
 

@@ -12,8 +12,10 @@ from api.dialect import Answer, Arrival, Endpoint
 from api.errors import STATUS
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
+from api.metrics import Metrics
 from core.errors import ServingError
 from core.service import Health
+from core.stats import Stats
 from tests.api.serving import CATALOG, INSIDE, Painter
 from tests.api.test_errors import every_class
 
@@ -23,6 +25,7 @@ NOT_YET = {"upstream_error", "no_upstream"}  # of the gateway
 # Where the contract of a dialect's first clients has another status, or a sentence of its own.
 OTHER_SIDE = {("/generate", "queue_full"), ("/generate-stream", "queue_full")}
 OWN_WORDS = {("/edit", "deadline_exceeded")}
+METRICS = Metrics(lambda: Health(state="ready", model="painter"), Stats)
 LONG = "the value 99999 is over the limit of 10; make it smaller. " * 100
 
 
@@ -37,6 +40,7 @@ def endpoints() -> Iterator[list[Endpoint]]:
             intake=intake,
             admit=lambda: None,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=METRICS,
         )
         yield [endpoint for endpoint in app.state.endpoints if endpoint.refusal is not None]
 
