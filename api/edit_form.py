@@ -164,7 +164,7 @@ class EditForm:
 
     async def render(self, call: EditCall, results: Sequence[InferenceResult]) -> Answer:
         (result,) = results
-        picture = await self._intake.encode(result.image, "png", call.request.size)
+        picture = await self._intake.encode_result(call.request, result, "png")
         return Answer(picture, media_type="image/png")
 
     def refuse(self, error: ServingError, arrival: Arrival) -> Answer:

@@ -21,7 +21,8 @@ from api.default_loras import DefaultLoras, lora_endpoints
 from api.dialect import Answer, Arrival, Endpoint, Handler, Services
 from api.errors import message_of
 from api.fields import FAULTS, Float, Int, Text, Wire, as_fault, body_of, checked, worded
-from api.images import ImageFormat, encode
+from api.images import ImageFormat
+from api.intake import ImageIntake
 from api.route import Route, StreamRoute
 from api.stream import Done, Event, Failed, KeepAlive
 from core.errors import RequestError, ServingError
@@ -183,7 +184,7 @@ class GenerateService:
 
     async def _rendered(self, call: GenerateCall, result: InferenceResult) -> bytes:
         services = self._services
-        answer = partial(_answer, call, result, services.options.output_format)
+        answer = partial(_answer, call, result, services.intake, services.options.output_format)
         return await services.intake.codec.finish(answer)
 
     def _sentence(self, error: ServingError) -> str:
@@ -194,9 +195,11 @@ class GenerateService:
         return _SENTENCES.get(error.code) or message_of(error)
 
 
-def _answer(call: GenerateCall, result: InferenceResult, image_format: ImageFormat) -> bytes:
+def _answer(
+    call: GenerateCall, result: InferenceResult, intake: ImageIntake, image_format: ImageFormat
+) -> bytes:
     size = call.request.size
-    picture = pybase64.b64encode(encode(result.image, image_format, size))
+    picture = pybase64.b64encode(intake.file(call.request, result, image_format))
     rest = {
         "seed": result.seed,
         "generation_time_ms": round(result.inference_seconds * 1000),

@@ -82,7 +82,7 @@ class Modes:
 
     def run_once(self, job: dict[str, Any]) -> None:
         """One job here, its pictures saved. Raises ``SystemExit`` with 0, or 1 when it failed."""
-        recorder = Recorder(self.submit, self.intake.encode, self.catalog, self.settings.output_dir)
+        recorder = Recorder(self.submit, self.intake, self.catalog, self.settings.output_dir)
         handle = self._handler(recorder, _show)
 
         async def handle_and_shorten(job: dict[str, Any]) -> dict[str, Any]:
