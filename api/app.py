@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -25,15 +24,14 @@ from api import (
 )
 from api.dialect import ApiOptions, Endpoint, Purge, Services, nothing_to_purge
 from api.files import FileStore
-from api.flat import refuse
 from api.gate import AccessOptions, Gate
 from api.intake import ImageIntake
 from api.job_runner import JobRunner
 from api.metrics import Metrics
 from api.observing import Observing
-from api.visit import visit_of
+from api.refusing import guarded, refused
 from core.catalog import Catalog
-from core.errors import ExecutionError, RequestError, ServingError
+from core.errors import ExecutionError, RequestError
 from core.result import Progress
 from core.service import Admit, HealthProbe, Submit
 from core.stats import Stats
@@ -70,7 +68,7 @@ def create_app(
         title="batchmux",
         description="Making and editing images; the requests of different callers share each denoising step.",
         redirect_slashes=False,
-        exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
+        exception_handlers={HTTPException: _no_such_route, Exception: _broken},
     )
     services = Services(
         submit=submit,
@@ -131,8 +129,10 @@ def _surround(
 
 
 def _add(app: FastAPI, endpoint: Endpoint) -> None:
+    answered = guarded(endpoint.handle)
+
     async def handle(request: Request) -> Response:
-        return await endpoint.handle(request)
+        return await answered(request)
 
     app.add_api_route(
         endpoint.path,
@@ -152,17 +152,10 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
         fault = RequestError("method_not_allowed", f"this path does not take that method; use {allowed}")
     else:
         fault = RequestError("not_found", "no such path here; /docs lists what there is")
-    return _plain_error(fault, request, dict(error.headers or {}))
+    response = refused(fault, request)
+    response.headers.update(error.headers or {})
+    return response
 
 
-async def _broken_probe(request: Request, error: Exception) -> Response:
-    return _plain_error(ExecutionError("pipeline_error", "the server failed on this request"), request, {})
-
-
-def _plain_error(fault: ServingError, request: Request, headers: dict[str, str]) -> Response:
-    visit = visit_of(request.scope)
-    visit.code = fault.code
-    status, body = refuse(fault, request_id=visit.shown_id, gpu_available=None)
-    return Response(
-        orjson.dumps(body), status, headers | {"X-Request-Id": visit.shown_id}, "application/json"
-    )
+async def _broken(request: Request, error: Exception) -> Response:
+    return refused(ExecutionError("pipeline_error", "the server failed on this request"), request)

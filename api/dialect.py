@@ -152,8 +152,8 @@ class Endpoint:
 
     public: answered without a key even where keys are required.
     control: asks for or ends work that is there, so no limit of a key holds it back.
-    refuse: words what is refused before ``handle`` is called (no key, over a limit); None is the
-        handler's dialect, or the flat one where it has none.
+    refuse: words what is refused before ``handle`` is called (no key, over a limit) and what that raises;
+        None is the handler's own or its dialect's, and the flat one where it has none.
     """
 
     path: str
@@ -175,4 +175,4 @@ class Endpoint:
 
     @property
     def refusal(self) -> Refuse | None:
-        return self.refuse or getattr(getattr(self.handle, "dialect", None), "refuse", None)
+        return self.refuse or getattr(getattr(self.handle, "dialect", self.handle), "refuse", None)

@@ -17,7 +17,7 @@ from api.body import parse_json
 from api.control import Control
 from api.dialect import Answer, Arrival, Endpoint, Services
 from api.fields import FAULTS, Float, Int, Text, Wire, as_fault, body_of, checked, worded
-from api.route import Route, arrival_of
+from api.route import Route
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
 from core.result import InferenceResult
@@ -97,6 +97,7 @@ def endpoints(services: Services) -> list[Endpoint]:
         Endpoint(
             path="/v1/jobs/{job_id}",
             handle=_deprecated,
+            refuse=refuse,
             methods=("GET",),
             summary="No longer there: /v1/generate answers at once",
             openapi={
@@ -220,10 +221,7 @@ def refuse(error: ServingError, arrival: Arrival) -> Answer:
 
 
 async def _deprecated(request: Request) -> Response:
-    arrival = arrival_of(request)
-    error = RequestError("expired", "Endpoint deprecated: generation is synchronous now")
-    answer = refuse(error, arrival)
-    return Response(answer.body, answer.status, {"X-Request-Id": arrival.shown_id}, answer.media_type)
+    raise RequestError("expired", "Endpoint deprecated: generation is synchronous now")
 
 
 def _by_rule(error: RequestError, params: Params, spec: PipelineSpec) -> ServingError:

@@ -42,7 +42,7 @@ def endpoints() -> Iterator[list[Endpoint]]:
             files=FileStore(FileOptions(folder=Path("never made"))),
             metrics=METRICS,
         )
-        yield [endpoint for endpoint in app.state.endpoints if endpoint.refusal is not None]
+        yield app.state.endpoints
 
 
 def fault(code: str, message: str) -> ServingError:
@@ -59,8 +59,9 @@ def arrival(path: str) -> Arrival:
 @pytest.mark.parametrize("code", STATUS)
 def test_every_dialect_words_every_code(code: str, endpoints: list[Endpoint]) -> None:
     """A code that a dialect does not foresee would become a 500 of its own, in a shape nobody reads."""
-    assert endpoints
-    for endpoint in endpoints:
+    worded = [endpoint for endpoint in endpoints if endpoint.refusal is not None]
+    assert worded
+    for endpoint in worded:
         for message in ("short", LONG):
             assert endpoint.refusal is not None
             answer: Answer = endpoint.refusal(fault(code, message), arrival(endpoint.path))
@@ -72,6 +73,11 @@ def test_every_dialect_words_every_code(code: str, endpoints: list[Endpoint]) ->
             assert not INSIDE.search(answer.body), where
             assert answer.media_type == "application/json", where
             assert message[:5] in json.dumps(json.loads(answer.body)) or where in OWN_WORDS, where
+
+
+def test_every_protected_route_has_words_of_its_own(endpoints: list[Endpoint]) -> None:
+    """Else a missing key is told in another dialect's shape."""
+    assert [endpoint.path for endpoint in endpoints if not endpoint.public and endpoint.refusal is None] == []
 
 
 @pytest.mark.parametrize("code", sorted(STATUS.keys() - NOT_YET))
