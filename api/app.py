@@ -1,7 +1,7 @@
 """The HTTP application: every dialect's routes and the probes, around the one port ``submit``."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from api.tracing import Tracing
 
 __all__ = ["AccessOptions", "ApiOptions", "create_app"]
+
+_LOCKED: Final = {"description": "A key is asked for here, and none came or one that is not known"}
 
 
 def create_app(
@@ -139,7 +141,7 @@ def _add(app: FastAPI, endpoint: Endpoint) -> None:
         handle,
         methods=list(endpoint.methods),
         summary=endpoint.summary or None,
-        responses=dict(endpoint.responses),
+        responses=dict(endpoint.responses) if endpoint.public else {401: _LOCKED, **endpoint.responses},
         openapi_extra=None if endpoint.openapi is None else dict(endpoint.openapi),
         include_in_schema=endpoint.documented,
     )

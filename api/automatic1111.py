@@ -84,6 +84,7 @@ def endpoints(services: Services) -> list[Endpoint]:
                 summary=summary,
                 responses={"default": answers["default"]} if method == "POST" else {},
                 openapi={"requestBody": _SETTINGS} if handle == web_ui.choose else None,
+                control=True,
                 refuse=refuse,
             )
             for method, name, handle, summary in told

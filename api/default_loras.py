@@ -17,6 +17,7 @@ from api.fields import FAULTS, Float, Text, Wire, body_of, checked, worded
 from core.errors import RequestError
 from core.request import Task
 
+DIALECT: Final = "generate_service"  # whose pictures they are over
 STRENGTH: Final = 0.8  # of a LoRA that is loaded without one
 
 
@@ -105,6 +106,7 @@ def lora_endpoints(services: Services, loras: DefaultLoras) -> list[Endpoint]:
         handle=Control(services, changes.listed, worded),
         methods=("GET",),
         summary="LoRAs that can be loaded, and those that are",
+        speaks=DIALECT,
         responses=FAULTS,
     )
     return [
@@ -114,6 +116,8 @@ def lora_endpoints(services: Services, loras: DefaultLoras) -> list[Endpoint]:
                 path=f"/lora/{word}",
                 handle=Control(services, work, worded),
                 summary=summary,
+                control=True,
+                speaks=DIALECT,
                 openapi={"requestBody": body_of(body)},
                 responses={**FAULTS, 409: {"description": "A picture is being made"}},
             )

@@ -77,6 +77,7 @@ def endpoints(services: Services) -> list[Endpoint]:
             methods=(method,),
             summary=summary,
             control=True,
+            speaks="jobs",
             openapi={"parameters": [JOB_ID] if "{id}" in path else _QUERY},
             responses=answers(schema),
         )

@@ -89,8 +89,10 @@ def endpoints(services: Services) -> list[Endpoint]:
         ),
         Endpoint(
             path="/v1/models/purge",
+            # Not ``control``: a call can cost the device a model's loading, so a key's limit holds for it.
             handle=Control(services, Purging(services), refuse),
             summary="Throw models out of memory",
+            speaks="sdxl_service",
             openapi={"requestBody": body_of(PurgeBody, required=False)},
             responses=FAULTS,
         ),

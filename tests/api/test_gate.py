@@ -189,6 +189,24 @@ def test_too_many_requests_a_minute_are_refused_by_key() -> None:
         assert running.client.get("/health").status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "limited"),
+    [
+        ("/sdapi/v1/interrupt", b"", False),
+        ("/sdapi/v1/options", b"{}", False),
+        ("/lora/unload", b"{}", False),
+        ("/v2/x/purge-queue", b"", False),
+        ("/v1/models/purge", b"{}", True),  # the next picture pays for it with the model's loading
+    ],
+)
+def test_only_what_makes_work_counts_against_a_limit(path: str, body: bytes, limited: bool) -> None:
+    """Who has used up his minute must still be able to end what he began."""
+    with serving(access=AccessOptions(requests_per_minute=1)) as running:
+        assert running.client.run(WISHES).status == 200
+        answer = running.client.request("POST", path, body)
+    assert (answer.status == 429) is limited, answer.body
+
+
 def test_too_many_requests_at_once_are_refused() -> None:
     """The first ones are answered all the same, and then there is room again."""
     with serving(access=AccessOptions(requests_at_once=2)) as running:
