@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, StrictBool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -47,7 +47,7 @@ class Params(Wire):
 class Safety(Wire):
     """Accepted, and of no effect: nothing here looks at pictures."""
 
-    allow_mature_implicit: bool = False
+    allow_mature_implicit: StrictBool = False
 
 
 class Metadata(Wire):
