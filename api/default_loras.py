@@ -13,7 +13,8 @@ from pydantic import Field
 
 from api.control import Control, Work
 from api.dialect import Endpoint, Services
-from api.fields import FAULTS, Float, Text, Wire, body_of, checked, worded
+from api.fields import FAULTS, Wire, body_of, checked, worded
+from api.json_fields import Number, Text
 from core.errors import RequestError
 from core.request import Task
 
@@ -23,7 +24,7 @@ STRENGTH: Final = 0.8  # of a LoRA that is loaded without one
 
 class LoadBody(Wire):
     path: Text = Field(max_length=1000, description="an id of USER_LORAS, or a file whose name is one")
-    strength: Float = Field(STRENGTH, ge=0, le=2)
+    strength: Number = Field(STRENGTH, ge=0, le=2)
     adapter_name: Text | None = Field(None, min_length=1, max_length=200, description="absent means the id")
 
 
@@ -32,7 +33,7 @@ class UnloadBody(Wire):
 
 
 class StrengthBody(Wire):
-    strength: Float = Field(ge=0, le=2)
+    strength: Number = Field(ge=0, le=2)
     adapter_name: Text | None = Field(None, max_length=200, description="absent means all")
 
 

@@ -1,7 +1,6 @@
 """One HTTP request of any dialect, from its first byte to its answer."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final, Generic
 
@@ -13,10 +12,9 @@ from api.budget import Lease
 from api.dialect import Answer, Arrival, C, Dialect, Services, Streaming
 from api.exchange import figures, unless_gone
 from api.probes import why_not
+from api.several import submit_all
 from api.stream import Done, Event, Failed, events
 from api.visit import Visit, arrival_of, visit_of
-from core.request import InferenceRequest
-from core.result import InferenceResult
 
 __all__ = ["Route", "StreamRoute", "arrival_of"]
 
@@ -73,23 +71,11 @@ class Route(Generic[C]):
         return await self._finish(call, arrival, visit)
 
     async def _finish(self, call: C, arrival: Arrival, visit: Visit) -> Response:
-        results = await self._submit_all(call.requests)
+        results = await submit_all(self._services.submit, call.requests)
         visit.got(results)
         with visit.stage("encode"):
             answer = await self.dialect.render(call, results)
         return _response(answer, {**figures(results[0]), "Server-Timing": visit.server_timing})
-
-    async def _submit_all(self, requests: Sequence[InferenceRequest]) -> list[InferenceResult]:
-        """All of them, or the first failure, which ends the others."""
-        if len(requests) == 1:
-            return [await self._services.submit(requests[0])]
-        tasks = [asyncio.ensure_future(self._services.submit(request)) for request in requests]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class StreamRoute(Route[C]):

@@ -16,7 +16,8 @@ from starlette.responses import Response
 from api.body import parse_json
 from api.control import Control
 from api.dialect import Answer, Arrival, Endpoint, Services
-from api.fields import FAULTS, Float, Int, Text, Wire, as_fault, body_of, checked, worded
+from api.fields import FAULTS, Wire, as_fault, body_of, checked, worded
+from api.json_fields import Number, Text, WholeNumber
 from api.route import Route
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
@@ -36,11 +37,11 @@ _SENTENCES: Final = {
 class Params(Wire):
     """Absent and null leave the choice to the model: a few-step one is spoilt by 25 steps."""
 
-    width: Int | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
-    height: Int | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
-    steps: Int | None = Field(None, ge=1, le=100)
-    cfg: Float | None = Field(None, ge=0, le=20, description="0 and 1 mean unguided")
-    seed: Int | None = Field(None, description="absent, null and -1 mean a random one")
+    width: WholeNumber | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
+    height: WholeNumber | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
+    steps: WholeNumber | None = Field(None, ge=1, le=100)
+    cfg: Number | None = Field(None, ge=0, le=20, description="0 and 1 mean unguided")
+    seed: WholeNumber | None = Field(None, description="absent, null and -1 mean a random one")
     model: Text | None = Field(None, max_length=200, description="hub id, name or alias")
 
 
@@ -53,8 +54,8 @@ class Safety(Wire):
 class Metadata(Wire):
     """Accepted, and kept nowhere."""
 
-    project_id: Text | Int | None = None
-    agent_id: Text | Int | None = None
+    project_id: Text | WholeNumber | None = None
+    agent_id: Text | WholeNumber | None = None
 
 
 class GenerateBody(Wire):
