@@ -80,6 +80,11 @@ def test_every_protected_route_has_words_of_its_own(endpoints: list[Endpoint]) -
     assert [endpoint.path for endpoint in endpoints if not endpoint.public and endpoint.refusal is None] == []
 
 
+def test_every_route_names_a_dialect(endpoints: list[Endpoint]) -> None:
+    """One that names the class it is made with would be counted with strangers."""
+    assert {endpoint.dialect for endpoint in endpoints} & {"control", "job", "route", "refusing"} == set()
+
+
 @pytest.mark.parametrize("code", sorted(STATUS.keys() - NOT_YET))
 def test_every_code_is_raised_somewhere(code: str) -> None:
     """A code that nothing raises is a promise to clients that nobody keeps."""
