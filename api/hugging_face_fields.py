@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, Field, StrictStr
 
 from api.images import IMAGE_FORMATS, ImageFormat
-from api.json_fields import STRICT, Number, Picture, Prompt, WholeNumber
+from api.json_fields import STRICT, Number, Picture, Text, WholeNumber
 from core.errors import RequestError
 
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
@@ -27,7 +27,7 @@ class _Picture(BaseModel):
 
     model_config = STRICT
 
-    negative_prompt: Prompt | None = None
+    negative_prompt: Text | None = None
     num_inference_steps: WholeNumber | None = None
     guidance_scale: Number | None = Field(None, description="1 means unguided")
     seed: WholeNumber | None = Field(None, description="absent, null and -1 mean random; see X-Seed")
@@ -54,7 +54,7 @@ class TargetSize(BaseModel):
 class ImageToImageParameters(_Picture):
     """``parameters`` of image-to-image."""
 
-    prompt: Prompt | None = Field(None, description="what to do to the picture")
+    prompt: Text | None = Field(None, description="what to do to the picture")
     target_size: TargetSize | None = None
     strength: Number | None = Field(
         None, description="how much of the picture is redrawn, over 0 to 1; for models that begin at it"
@@ -88,7 +88,7 @@ class _Body(BaseModel):
 class TextToImageBody(_Body):
     """The body of text-to-image."""
 
-    inputs: Prompt = Field(description="what to show")
+    inputs: Text = Field(description="what to show")
     parameters: Annotated[TextToImageParameters, _Absent] = TextToImageParameters()
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from api.flat import FALLBACK_PROMPT, FlatDialect
 from api.passthrough import Passthrough, is_openai
 from core.errors import RequestError
@@ -49,10 +51,9 @@ class Execution:
                     "this worker does not serve OpenAI routes; send prompt and image_base64 in input",
                     param="openai_route",
                 )
-            return within(
-                self._guard.limit,
-                await self._passthrough(given, self._submit, on_progress, id=request_id, arrived=arrived),
-            )
+            answer = await self._passthrough(given, self._submit, on_progress, id=request_id, arrived=arrived)
+            value: dict[str, Any] = orjson.loads(within(self._guard.limit, answer))
+            return value
         asked = await self._dialect.parse(
             given, id=request_id, prompt_fallback=FALLBACK_PROMPT, arrived=arrived
         )

@@ -82,7 +82,7 @@ class Modes:
 
     def run_once(self, job: dict[str, Any]) -> None:
         """One job here, its pictures saved. Raises ``SystemExit`` with 0, or 1 when it failed."""
-        recorder = Recorder(self.submit, self.intake.encode, self.catalog, self.settings.output_dir)
+        recorder = Recorder(self.submit, self.intake, self.catalog, self.settings.output_dir)
         handle = self._handler(recorder, _show)
 
         async def handle_and_shorten(job: dict[str, Any]) -> dict[str, Any]:
@@ -107,12 +107,16 @@ class Modes:
         purge: throws a model, or all, out of memory; see ``api.dialect.Purge``.
         """
         from api.app import create_app
+        from api.metrics import Metrics
         from api.server import ServerOptions, serve
 
         settings = self.settings
         for warning in access.warnings(settings):
             log.warning(warning)
         tracing = _tracing(settings.otel_exporter_otlp_endpoint)
+        stats = partial(Stats.of, *counts)
+        metrics = Metrics(health, stats)
+        submit = metrics.counted(self.submit if tracing is None else tracing.traced(self.submit))
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds
         )
@@ -124,9 +128,9 @@ class Modes:
                 keep_bytes=int(settings.keep_files_gb * 10**9),
             )
         )
-        with durable_jobs(settings, self._execution(self.submit), concurrency=self._slots) as jobs:
+        with durable_jobs(settings, self._execution(submit), concurrency=self._slots) as jobs:
             app = create_app(
-                self.submit,
+                submit,
                 self.catalog,
                 health,
                 ApiOptions(
@@ -143,9 +147,10 @@ class Modes:
                 intake=self.intake,
                 admit=admit,
                 files=files,
+                metrics=metrics,
                 progress=progress,
                 purge=lambda name: asyncio.wrap_future(purge(name)),
-                stats=partial(Stats.of, *counts),
+                stats=stats,
                 access=access.options(settings),
                 tracing=tracing,
                 job_runner=None if jobs is None else jobs.runner,

@@ -303,7 +303,7 @@ def test_the_documentation_documents(served: Served) -> None:
     assert {"prompt", "image_url", "image_base64_3", "mask", "loras", "timeout"} <= set(
         schema["properties"]["input"]["properties"]
     )
-    assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} == set(
+    assert {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"} == set(
         run["responses"]
     )
     assert set(paths["/ping"]["get"]["responses"]) == {"200", "204", "503"}
