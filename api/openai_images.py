@@ -1,4 +1,4 @@
-"""OpenAI's image routes: ``/v1/images/generations`` and ``/v1/images/edits``, also under ``/openai``."""
+"""OpenAI's image routes: ``/v1/images/generations`` and ``/v1/images/edits``, under every prefix."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +16,7 @@ from api.openai_answer import Shape, render, stream
 from api.openai_docs import ANSWERS, EDIT, GENERATION
 from api.openai_errors import refuse
 from api.openai_fields import Edit, Generation, checked, from_form
-from api.openai_models import find
+from api.openai_models import DOCUMENTED, PREFIXES, find
 from api.route import StreamRoute
 from api.stream import Event
 from core.errors import RequestError, ServingError
@@ -189,8 +189,9 @@ def endpoints(services: Services) -> list[Endpoint]:
             summary=summary,
             responses=ANSWERS,
             openapi={"requestBody": body} if body else None,
+            documented=prefix in DOCUMENTED,
         )
-        for prefix in ("", "/openai")
+        for prefix in PREFIXES
         for name, handle, summary, body in routes
     ]
 

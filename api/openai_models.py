@@ -18,6 +18,10 @@ from core.errors import RequestError, ServingError
 from core.request import Task
 from core.spec import PipelineSpec
 
+# Before ``/v1``. The last is where RunPod has an endpoint's own routes for clients of OpenAI.
+PREFIXES: Final = ("", "/openai", "/v2/{endpoint_id}/openai")
+DOCUMENTED: Final = frozenset({"", "/openai"})
+
 # Clients hold lists of these and let nobody add to them: each means whatever is served here.
 _OPENAI_NAME: Final = re.compile(
     r"(openai/)?(dall-e-[23]|(gpt|chatgpt)-image(-[\w.-]{1,60})?)", re.IGNORECASE
@@ -61,23 +65,25 @@ def endpoints(services: Services) -> list[Endpoint]:
     }
     return [
         endpoint
-        for prefix in ("/v1", "/openai/v1")
+        for prefix in PREFIXES
         for endpoint in (
             Endpoint(
-                path=f"{prefix}/models",
+                path=f"{prefix}/v1/models",
                 handle=listed,
                 methods=("GET",),
                 summary="The models served here",
                 refuse=refuse,
+                documented=prefix in DOCUMENTED,
             ),
             Endpoint(
-                path=f"{prefix}/models/{{id:path}}",
+                path=f"{prefix}/v1/models/{{id:path}}",
                 handle=one,
                 methods=("GET",),
                 summary="One model, by any of its names",
                 responses=missing,
                 openapi={"parameters": [text]},
                 refuse=refuse,
+                documented=prefix in DOCUMENTED,
             ),
         )
     ]
