@@ -71,19 +71,13 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
         return _built(spec, options)
     from pipelines import hub
 
-    repository, revision = source_of(spec, options)
+    repository, revision = spec.source_at(options.revision)
     return hub.snapshot(repository, revision, options, report or Silent(), patterns_of(spec))
 
 
 def patterns_of(spec: PipelineSpec) -> tuple[str, ...]:
     """The files of the row's repository that a load reads."""
     return CHECKPOINT if spec.denoiser is None else WITHOUT_DENOISER
-
-
-def source_of(spec: PipelineSpec, options: ModelOptions) -> tuple[str, str | None]:
-    """Repository and revision on the hub."""
-    repository, _, pinned = spec.source.partition("@")
-    return repository, options.revision or pinned or None
 
 
 def _built(spec: PipelineSpec, options: ModelOptions) -> Path:

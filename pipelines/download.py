@@ -41,8 +41,7 @@ def files_of(spec: PipelineSpec, options: ModelOptions) -> list[Source]:
     """All that a load of the row takes from the hub; nothing for a built-in model."""
     if spec.source.startswith("builtin:"):
         return []
-    repository, _, pinned = spec.source.partition("@")
-    sources = [Source(repository, options.revision or pinned or None, patterns_of(spec))]
+    sources = [Source(*spec.source_at(options.revision), patterns_of(spec))]
     return sources + [_one_file(reference) for reference in _references(spec)]
 
 
@@ -66,7 +65,7 @@ def run(
         return 2
     failed = 0
     for spec in dict.fromkeys(known.get(name) for name in names):
-        own = options if spec is known.default else _without_default(options)
+        own = options if spec is known.default else options.for_others()
         try:
             for line in check(spec, own) if verify else fetch(spec, own):
                 say(line)
@@ -187,12 +186,6 @@ def _one_file(reference: str) -> Source:
     owner, name, file = reference.split("/", 2)
     name, _, revision = name.partition("@")
     return Source(f"{owner}/{name}", revision or None, (file,))
-
-
-def _without_default(options: ModelOptions) -> ModelOptions:
-    from dataclasses import replace
-
-    return replace(options, model_dir=None, revision=None)
 
 
 class _Bar:

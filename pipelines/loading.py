@@ -21,13 +21,11 @@ from pipelines.device import pick_device
 from pipelines.lightning import find_lightning, fuse, remedy_for
 from pipelines.options import ModelOptions, Report
 from pipelines.placement import OneAtATime, parts_on_host, stream
-from pipelines.precision import Device, Role, choose
+from pipelines.precision import Device, Role, choose, role_of
 from pipelines.quantization import quantize
 from pipelines.reading import read_ahead
 
 log = logging.getLogger(__name__)
-
-_ROLES: dict[str, Role] = {"transformer": "denoiser", "unet": "denoiser", "vae": "vae"}
 
 
 class Loader:
@@ -164,7 +162,7 @@ def sizes_on_card(folder: Path, halved: frozenset[Role]) -> dict[Role, int]:
     """Bytes of each part of a checkpoint in 16 bits, when 8-bit schemes hold those of ``halved``."""
     sizes: dict[Role, int] = {}
     for file in folder.glob("*/*.safetensors"):
-        role = _ROLES.get(file.parent.name, "text")
+        role = role_of(file.parent.name)
         sizes[role] = sizes.get(role, 0) + file.stat().st_size // (2 if role in halved else 1)
     return sizes
 

@@ -150,7 +150,7 @@ class ModelManager:
             if spec.needs_gpu and not available:
                 raise _no_gpu(spec.name)
             load = _factory(spec)
-        options = self._options_for(spec)
+        options = self._options if spec is self._catalog.default else self._options.for_others()
         rehearsal = warm_up.requests(spec, options)
         self._loaded.budget = self._budget()
         progress.files()
@@ -196,11 +196,6 @@ class ModelManager:
     def _budget(self) -> Budget:
         there, chosen = self._device_bytes(), self._options.memory_bytes
         return Budget(there, False) if chosen is None or chosen > there else Budget(chosen, True)
-
-    def _options_for(self, spec: PipelineSpec) -> ModelOptions:
-        if spec is self._catalog.default:
-            return self._options
-        return replace(self._options, model_dir=None, revision=None, warm_up=())
 
     def _refuse_while_backing_off(self, name: str) -> None:
         failure = self._failures.get(name)

@@ -1,7 +1,7 @@
 """What the operator chose about models, what a factory is given and what it gives back. Torch-free."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -87,6 +87,10 @@ class ModelOptions:
     adapters: Mapping[str, str] = field(default_factory=dict)
     max_adapters: int = 4
     warm_up: tuple[Size, ...] = ()
+
+    def for_others(self) -> "ModelOptions":
+        """For models beside the default: without what was chosen for it alone."""
+        return replace(self, model_dir=None, revision=None, warm_up=())
 
 
 class Report(Protocol):

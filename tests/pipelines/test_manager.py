@@ -180,7 +180,9 @@ def test_loading_can_be_watched_from_another_thread() -> None:
 
 
 def test_model_dir_is_the_default_models_alone() -> None:
-    """One folder holds one checkpoint."""
+    """One folder holds one checkpoint. So is a revision, and the time that a warm-up takes."""
+    chosen = ModelOptions(model_dir=Path("given"), revision="v1", warm_up=((64, 64),), max_models=3)
+    assert chosen.for_others() == ModelOptions(max_models=3)
     models = manager(ROW, TWO)
     assert models.acquire("one").options.model_dir == Path("given")  # type: ignore[attr-defined]
     assert models.acquire("two").options.model_dir is None  # type: ignore[attr-defined]
