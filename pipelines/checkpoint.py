@@ -13,6 +13,7 @@ from core.spec import PipelineSpec
 from pipelines.importing import undisturbed
 from pipelines.options import ModelOptions, Report, Silent
 from pipelines.shards import Part, survey
+from pipelines.single_files import SUFFIX, locate
 
 CHECKPOINT = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja")
 # Of a checkpoint whose denoiser another file takes the place of.
@@ -95,27 +96,19 @@ def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
 
 
 def find_file(reference: str, options: ModelOptions, report: Report) -> Path:
-    """One file of weights, ``owner/name/file.safetensors``: baked in, or from the hub.
-
-    report: told the bytes that are fetched.
+    """One file of weights, as ``single_files`` has it. report: told the bytes that are fetched.
 
     Raises ``ValueError`` for a file of another kind, ``CapacityError`` ``not_ready`` when it is nowhere.
     """
-    owner, name, file = reference.split("/", 2)
-    if not file.endswith(".safetensors"):
-        raise ValueError(f"{file} is not a safetensors file")
-    if options.lightning.folder is not None:
-        baked = options.lightning.folder / Path(file).name
-        if baked.is_file():
-            return baked
-    from pipelines import hub
-
+    name = reference.rpartition("/")[2]
+    if not name.endswith(SUFFIX):
+        raise ValueError(f"{name} is not a safetensors file")
     try:
-        return hub.snapshot(f"{owner}/{name}", None, options, report, (file,)) / file
+        return locate(reference, options, report)
     except CapacityError as error:
         raise CapacityError(
             "not_ready",
-            f"{Path(file).name} cannot be had: {error.message}; or put it into LORA_DIR",
+            f"{name} cannot be had: {error.message}; or put it into LORA_DIR",
             retryable=error.retryable,
         ) from None
 

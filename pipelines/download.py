@@ -6,6 +6,7 @@ Importing it loads neither torch nor the hub's client.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pipelines.checkpoint import patterns_of
 from pipelines.lightning_files import lightning_source
 from pipelines.options import ModelOptions, Silent
 from pipelines.registry import catalog
+from pipelines.single_files import Reference
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile
@@ -33,6 +35,10 @@ class Source:
     revision: str | None
     patterns: tuple[str, ...]
 
+    @classmethod
+    def of(cls, reference: Reference) -> "Source":
+        return cls(reference.repository, reference.revision, (escape(reference.file),))
+
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
@@ -42,7 +48,8 @@ def files_of(spec: PipelineSpec, options: ModelOptions) -> list[Source]:
     if spec.source.startswith("builtin:"):
         return []
     sources = [Source(*spec.source_at(options.revision), patterns_of(spec))]
-    return sources + [_one_file(reference) for reference in _references(spec)]
+    references = [Reference.of(text) for text in _named(spec)]
+    return sources + [Source.of(reference) for reference in references if reference is not None]
 
 
 def run(
@@ -175,17 +182,11 @@ def _forget(path: Path) -> None:
         path.unlink()
 
 
-def _references(spec: PipelineSpec) -> list[str]:
-    """Single files that rows name beside their checkpoint: ``owner/name[@revision]/file``."""
+def _named(spec: PipelineSpec) -> list[str]:
+    """Single files that rows name beside their checkpoint."""
     lightning = spec.lightning_lora or lightning_source(spec.name, spec.lightning_steps)
     named = (spec.denoiser, None if spec.denoiser else lightning)
-    return [reference for reference in named if reference and not reference.startswith("builtin:")]
-
-
-def _one_file(reference: str) -> Source:
-    owner, name, file = reference.split("/", 2)
-    name, _, revision = name.partition("@")
-    return Source(f"{owner}/{name}", revision or None, (file,))
+    return [text for text in named if text]
 
 
 class _Bar:

@@ -47,7 +47,9 @@ def find_lightning(spec: PipelineSpec, options: ModelOptions) -> LoraFile | None
     try:
         return find(source, options)
     except LoraNotFound as error:
-        raise CapacityError("not_ready", f"{name} cannot be had: {error}; {remedy_for(spec)}") from None
+        raise CapacityError(
+            "not_ready", f"{name} cannot be had: {error}; {remedy_for(spec)}", retryable=error.retryable
+        ) from None
     except BadLora as error:
         raise _unusable(error, remedy_for(spec)) from None
 

@@ -120,6 +120,8 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
             commit = _commit(repository, revision)
             if commit is None:
                 return self._refuse(404, "RevisionNotFound")
+            if path not in repository.files:
+                return self._refuse(404, "EntryNotFound")
             data = repository.files[path]
             shown = {"X-Repo-Commit": commit, "ETag": f'"{_blob_id(data)}"'}
             if not path.endswith(LARGE):
