@@ -5,15 +5,17 @@ Safetensors only: nothing of a checkpoint is ever executed.
 
 import importlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
+from pipelines import beside
 from pipelines.importing import undisturbed
 from pipelines.options import ModelOptions, Report, Silent
-from pipelines.shards import Part, survey
-from pipelines.single_files import SUFFIX, locate
+from pipelines.precision import role_of
+from pipelines.shards import Part, survey, weigh_file
 
 CHECKPOINT = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja")
 # Of a checkpoint whose denoiser another file takes the place of.
@@ -35,20 +37,31 @@ _BUILT_IN = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint on this machine. parts: those with weights, by name."""
+    """All that a load reads, on this machine.
+
+    parts: those with weights, by name. files: what the row names beside its checkpoint, as it names them.
+    """
 
     folder: Path
-    parts: dict[str, Part]
+    parts: Mapping[str, Part]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def find(spec: PipelineSpec, options: ModelOptions, report: Report) -> Found:
-    """``find_checkpoint``, with every weight file checked by its header."""
+    """The checkpoint and all that is needed beside it, every weight file checked by its header."""
+    if options.found is not None:
+        return options.found
     folder = find_checkpoint(spec, options, report)
     if not folder.is_dir():
         raise CapacityError(
             "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
         )
-    return Found(folder, survey(folder))
+    parts = survey(folder)
+    files = beside.find_files(spec, options, report)
+    if spec.denoiser is not None:
+        parts = {name: part for name, part in parts.items() if role_of(name) != "denoiser"}
+        parts["denoiser"] = weigh_file(files[spec.denoiser])
+    return Found(folder, parts, files)
 
 
 def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | None = None) -> Path:
@@ -58,8 +71,6 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
     report: told the bytes that are fetched.
     Raises ``CapacityError`` ``not_ready``.
     """
-    if options.checkpoint is not None:
-        return options.checkpoint
     if options.revision is not None and (options.model_dir or spec.source.startswith("builtin:")):
         raise CapacityError(
             "not_ready",
@@ -93,24 +104,6 @@ def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
             f"{spec.name} cannot be written to its cache folder ({error.strerror}); "
             "set CACHE_DIR to a folder with room that can be written to",
         ) from error
-
-
-def find_file(reference: str, options: ModelOptions, report: Report) -> Path:
-    """One file of weights, as ``single_files`` has it. report: told the bytes that are fetched.
-
-    Raises ``ValueError`` for a file of another kind, ``CapacityError`` ``not_ready`` when it is nowhere.
-    """
-    name = reference.rpartition("/")[2]
-    if not name.endswith(SUFFIX):
-        raise ValueError(f"{name} is not a safetensors file")
-    try:
-        return locate(reference, options, report)
-    except CapacityError as error:
-        raise CapacityError(
-            "not_ready",
-            f"{name} cannot be had: {error.message}; or put it into LORA_DIR",
-            retryable=error.retryable,
-        ) from None
 
 
 def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from core.errors import CapacityError, RequestError
 from core.spec import PipelineSpec
 from pipelines import manifest
+from pipelines.beside import named
 from pipelines.checkpoint import patterns_of
-from pipelines.lightning_files import lightning_source
 from pipelines.options import ModelOptions, Silent
 from pipelines.registry import catalog
 from pipelines.single_files import Reference
@@ -48,7 +48,7 @@ def files_of(spec: PipelineSpec, options: ModelOptions) -> list[Source]:
     if spec.source.startswith("builtin:"):
         return []
     sources = [Source(*spec.source_at(options.revision), patterns_of(spec))]
-    references = [Reference.of(text) for text in _named(spec)]
+    references = [Reference.of(text) for text in named(spec)]
     return sources + [Source.of(reference) for reference in references if reference is not None]
 
 
@@ -180,13 +180,6 @@ def _forget(path: Path) -> None:
     if path.is_symlink():
         path.resolve().unlink(missing_ok=True)
         path.unlink()
-
-
-def _named(spec: PipelineSpec) -> list[str]:
-    """Single files that rows name beside their checkpoint."""
-    lightning = spec.lightning_lora or lightning_source(spec.name, spec.lightning_steps)
-    named = (spec.denoiser, None if spec.denoiser else lightning)
-    return [text for text in named if text]
 
 
 class _Bar:

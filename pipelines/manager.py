@@ -164,7 +164,7 @@ class ModelManager:
         self._make_room(spec.name, self._measured.get(spec.name, expected))
         progress.weights(sum(part.nbytes for part in found.parts.values()))
 
-        pipeline = load(spec, replace(options, checkpoint=found.folder), progress)
+        pipeline = load(spec, replace(options, found=found), progress)
         warm_up.run(pipeline, rehearsal, progress)
         self._measured[spec.name] = held(pipeline)
         self._make_room(spec.name, held(pipeline))

@@ -24,7 +24,10 @@ Scheme = Literal[
     "fp8-layerwise",
 ]
 
-_ROLES: Mapping[str, Role] = {"transformer": "denoiser", "unet": "denoiser", "vae": "vae"}
+_ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(("transformer", "unet", "denoiser"), "denoiser"),
+    "vae": "vae",
+}
 
 TURING, AMPERE, ADA = (7, 5), (8, 0), (8, 9)  # the first with int8, bf16 and fp8 matrix units
 

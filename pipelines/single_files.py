@@ -46,6 +46,8 @@ def locate(text: str, options: ModelOptions, report: Report | None = None) -> Pa
     Raises ``CapacityError`` ``not_ready``; its message says why, and leaves the remedy to the caller who
     knows what the file is for.
     """
+    if options.found is not None and text in options.found.files:
+        return options.found.files[text]
     if (path := in_folder(text, options)) is not None:
         return path
     reference = Reference.of(text)

@@ -25,7 +25,7 @@ FILE, HALF = "deep/folder/one.safetensors", "two.fp16.safetensors"
 SCRIPT = """
 import json, sys
 from core.errors import CapacityError
-from pipelines.checkpoint import find_file
+from pipelines.beside import find_denoiser
 from pipelines.lora_files import LoraNotFound, find
 from pipelines.options import ModelOptions, Silent
 from pipelines.single_files import locate
@@ -44,7 +44,7 @@ for name, text, options in json.load(sys.stdin):
         print(json.dumps([name, path.read_bytes().decode()[:3], place, report.told]))
     except CapacityError as error:
         said = []
-        for ask in (find, find_file):
+        for ask in (find, find_denoiser):
             try:
                 ask(text, options, report)
             except (LoraNotFound, CapacityError) as other:
