@@ -52,10 +52,6 @@ def find(spec: PipelineSpec, options: ModelOptions, report: Report) -> Found:
     if options.found is not None:
         return options.found
     folder = find_checkpoint(spec, options, report)
-    if not folder.is_dir():
-        raise CapacityError(
-            "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
-        )
     parts = survey(folder)
     files = beside.find_files(spec, options, report)
     if spec.denoiser is not None:
@@ -78,6 +74,10 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
             retryable=False,
         )
     if options.model_dir is not None:
+        if not options.model_dir.is_dir():
+            raise CapacityError(
+                "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
+            )
         return options.model_dir
     if spec.source.startswith("builtin:"):
         return _built(spec, options)
@@ -107,14 +107,7 @@ def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
 
 
 def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise CapacityError(
-            "not_ready",
-            "there is no model_index.json in MODEL_DIR; name the folder of a diffusers checkpoint",
-            retryable=False,
-        )
-    found = json.loads(index.read_text()).get("_class_name")
+    found = json.loads(index_of(folder).read_text()).get("_class_name")
     if found != expected:
         raise CapacityError(
             "not_ready",
@@ -122,3 +115,15 @@ def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
             "make DEFAULT_MODEL and MODEL_DIR agree",
             retryable=False,
         )
+
+
+def index_of(folder: Path) -> Path:
+    """The file that makes a folder a checkpoint. Raises ``CapacityError`` ``not_ready``."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise CapacityError(
+            "not_ready",
+            "there is no model_index.json in MODEL_DIR; name the folder of a diffusers checkpoint",
+            retryable=False,
+        )
+    return index
