@@ -17,7 +17,7 @@ import transformers.utils.logging
 from safetensors.torch import load_file
 
 from core.spec import PipelineSpec
-from pipelines.attention import set_attention
+from pipelines.attention import set_attention, try_attention
 from pipelines.beside import find_lightning, remedy_for
 from pipelines.checkpoint import check_class, find
 from pipelines.device import pick_device
@@ -65,6 +65,8 @@ class Loader:
             half_overflows=half_overflows,
         )
         self.dtype: torch.dtype = getattr(torch, self._plan.compute)
+        if options.tuning.attention is not None:
+            try_attention(options.tuning.attention, self.device, self.dtype)
         self.stage("checkpoint")
         self.fused: tuple[str, ...] = ()  # LoRAs that ``_finish`` has made part of the denoiser
         found = find(spec, options, report)
@@ -139,7 +141,7 @@ class Loader:
                 model.enable_slicing()
         elif role == "denoiser":
             if tuning.attention is not None:
-                set_attention(model, tuning.attention, self.device, self.dtype)
+                set_attention(model, tuning.attention)
             if tuning.compile:
                 # Dynamic: batches differ in rows, canvas and text at every step.
                 model.compile_repeated_blocks(dynamic=True)

@@ -174,7 +174,7 @@ class ModelManager:
         self._publish_standing(f"{spec.name} is loaded: {pipeline.precision}")
         weights, seconds = pipeline.weights, self._clock() - started
         log.info(
-            "%s is loaded: %.2f GB, mostly %s, in %.1f s",
+            "%s is loaded: %.2f GB of %s in %.1f s",
             *(spec.name, weights.nbytes / 1e9, weights.precision, seconds),
         )
 

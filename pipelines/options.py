@@ -110,7 +110,7 @@ class Report(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a loaded model's parameters and buffers take on its device, and the format of most of them."""
+    """What a loaded model's parameters and buffers take on its device, and in which formats, most first."""
 
     nbytes: int = 0
     precision: str = "none"
