@@ -155,10 +155,11 @@ class ModelManager:
         self._loaded.budget = self._budget()
         progress.files()
         found = self._find(spec, options, progress)
+        whole = spec.vision is not None  # whose weights stay as they are
         expected = expected_bytes(
             {name: part.weights for name, part in found.parts.items()},
-            options.precision,
-            options.tuning,
+            Precision(mode="fp32") if whole else options.precision,
+            Tuning() if whole else options.tuning,
             gpu=available,
         )
         self._make_room(spec.name, self._measured.get(spec.name, expected))

@@ -11,7 +11,7 @@ import transformers.utils.logging
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
-from pipelines.checkpoint import find_checkpoint
+from pipelines.checkpoint import find
 from pipelines.device import pick_device
 from pipelines.loading import describe
 from pipelines.options import ModelOptions, Report
@@ -40,7 +40,7 @@ class VisionLoader:
         self.compute: torch.dtype = getattr(torch, plan.compute)
         self.precision = plan.sentence
         report.stage("checkpoint", 1, 2)
-        self.folder: Path = find_checkpoint(spec, options)
+        self.folder: Path = find(spec, options, report).folder
         self.config = _configuration(self.folder, spec, model_type)
         log.info("%s: %s", spec.name, self.precision)
 
