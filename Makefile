@@ -42,6 +42,7 @@ fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the tables in t
 	$(PY) -m ruff check --fix .
 	$(PY) docs/generate.py
 	$(PY) docs/models.py
+	$(PY) docs/dialects.py
 
 bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when it misses a target
 	@status=0; \

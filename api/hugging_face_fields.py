@@ -19,7 +19,11 @@ ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     "default": {"description": 'Refused: {"error": a sentence, "code": a stable word}'},
 }
 
-_IGNORED: Final = "of the standard; ignored, because each model has the one solver it was made for"
+# Of the standard: taken, and without effect, for these reasons.
+IGNORED: Final = {
+    "scheduler": "each model has the one solver it was made for",
+    "options": "every request waits for its model, and no answer is kept",
+}
 
 
 class _Picture(BaseModel):
@@ -33,7 +37,7 @@ class _Picture(BaseModel):
     seed: WholeNumber | None = Field(None, description="absent, null and -1 mean random; see X-Seed")
     width: WholeNumber | None = Field(None, description="of the answer, in pixels")
     height: WholeNumber | None = Field(None, description="of the answer, in pixels")
-    scheduler: StrictStr | None = Field(None, description=_IGNORED)
+    scheduler: StrictStr | None = Field(None, description=f"ignored: {IGNORED['scheduler']}")
     model: StrictStr | None = Field(None, description="registry name or alias; else ?model= in the address")
     output_format: ImageFormat | None = Field(None, description="else the Accept header decides")
 
@@ -81,8 +85,7 @@ _Absent: Final = BeforeValidator(lambda value: {} if value is None else value)
 class _Body(BaseModel):
     model_config = STRICT
 
-    # Of the older Inference API; here every request waits for its model, and no answer is kept.
-    options: dict[str, Any] | None = Field(None, description="of the standard; ignored")
+    options: dict[str, Any] | None = Field(None, description=f"ignored: {IGNORED['options']}")
 
 
 class TextToImageBody(_Body):
