@@ -16,8 +16,8 @@ PAGE = ROOT / "docs/dialects.md"
 HEAD = """# Fields without effect
 
 Written by `make fix`. A field that no standard knows is refused, and the refusal names the nearest one that
-is known: a misspelt field that is ignored gives somebody the wrong picture. What is in these tables belongs to
-the standard of its dialect, and clients send it without asking; it is taken and changes nothing, or it is
+is known: a misspelt field that is ignored gives somebody the wrong picture. What is in these tables belongs
+to the standard of its dialect, and clients send it without asking; it is taken and changes nothing, or it is
 refused because whoever sends it counts on what cannot be had here.
 """
 _USELESS = "nothing of it exists here"
