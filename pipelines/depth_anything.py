@@ -13,11 +13,13 @@ from core.spec import PipelineSpec
 from core.vision import Depth, DepthMap
 from pipelines.depth_anything_networks import DepthAnything2, fill_sky, load_mono
 from pipelines.depth_anything_pixels import preprocess_v2, preprocess_v3
+from pipelines.depth_anything_views import load_any_view, official
 from pipelines.looking import OneForward, finite, floats
 from pipelines.options import ModelOptions, Report
 from pipelines.vision_loading import VisionLoader
 
 _MONO, _METRIC = ("da3mono-large", "pocket-depth"), ("da3metric-large",)
+_VIEWS = ("da3-small", "da3-base", "da3-large")
 # What a metric network gives is metres at this focal length. Source: README of Depth-Anything-3.
 _FOCAL = 300.0
 
@@ -67,6 +69,13 @@ def load_mono_v3(spec: PipelineSpec, options: ModelOptions, report: Report) -> "
     return DepthAnything(loader, load_mono(loader), Release(read=preprocess_v3, unit=unit))
 
 
+def load_views_v3(spec: PipelineSpec, options: ModelOptions, report: Report) -> "DepthAnything":
+    """Release 3 for any number of views, of which a picture is one: relative depth."""
+    official("da3")  # before gigabytes are fetched in vain
+    loader = VisionLoader(spec, options, report, model_type=_VIEWS)
+    return DepthAnything(loader, load_any_view(loader), Release(read=preprocess_v3))
+
+
 class DepthAnything(OneForward[Tensor, Raw]):
     """network: gives depth, and sky or None, each [rows, height, width], of pictures of one size."""
 
@@ -89,11 +98,9 @@ class DepthAnything(OneForward[Tensor, Raw]):
         factor, unit = self._scale(request)
         width, height = request.size
         whole = interpolate(
-            depth[None, None], (height, width), mode=self._release.resample, align_corners=False
+            (depth * factor)[None, None], (height, width), mode=self._release.resample, align_corners=False
         )
-        return DepthMap(
-            size=request.size, values=floats(whole[0, 0] * factor), kind=self._release.kind, unit=unit
-        )
+        return DepthMap(size=request.size, values=floats(whole[0, 0]), kind=self._release.kind, unit=unit)
 
     def _scale(self, request: InferenceRequest) -> tuple[float, Literal["metre", "relative"]]:
         """Without a focal length a metric network's depth is right up to a factor, upstream as here.

@@ -54,6 +54,8 @@ def _resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     else:
         lower = _averaged(pixels, size[1])
         resized = _averaged(lower.transpose(1, 0, 2), size[0]).transpose(1, 0, 2)
+        if (width, height) == (2 * size[0], 2 * size[1]):
+            resized = np.floor(resized + 0.5)  # which OpenCV has a loop of its own for, that rounds halves up
     return np.ascontiguousarray(resized.round().clip(0, 255).astype(np.uint8))
 
 
