@@ -71,7 +71,7 @@ def load_mono_v3(spec: PipelineSpec, options: ModelOptions, report: Report) -> "
 
 def load_views_v3(spec: PipelineSpec, options: ModelOptions, report: Report) -> "DepthAnything":
     """Release 3 for any number of views, of which a picture is one: relative depth."""
-    official("da3")  # before gigabytes are fetched in vain
+    official("model.da3")  # before gigabytes are fetched in vain
     loader = VisionLoader(spec, options, report, model_type=_VIEWS)
     return DepthAnything(loader, load_any_view(loader), Release(read=preprocess_v3))
 

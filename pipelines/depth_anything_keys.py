@@ -1,20 +1,24 @@
 """Names of Depth Anything 3's weights in transformers' modules, and the architecture that they tell.
 
 Source: DinoVisionTransformer and DPT of depth_anything_3's model/, Dinov2Backbone and DepthAnything of
-transformers. Builds nothing.
+transformers.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.depth_anything.configuration_depth_anything import DepthAnythingConfig
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 
-_HEAD_WIDTH = 64  # of an attention head, in every size of DINOv2
+from core.errors import CapacityError
 
-# The first that fits a name; where a place is counted from the other end, ``_FLIPPED`` turns it round.
+_HEAD_WIDTH = 64  # of an attention head, in every size of DINOv2
+# Blocks that are seen where a configuration does not say: upstream's configs/da3mono-large.yaml.
+_SEEN = (4, 11, 17, 23)
+
+# The first that fits a name.
 _NAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -37,6 +41,7 @@ _NAMES = tuple(
         (r"head\.scratch\.sky_output_conv2", r"head.sky"),
     )
 )
+_BLOCK = re.compile(r"backbone\.encoder\.layer\.(\d+)\.")
 _LAYER = re.compile(r"head\.scratch\.layer([1-4])_rn\.weight")
 _FUSION = re.compile(r"head\.scratch\.refinenet([1-4])\.(?:resConfUnit([12])\.conv([12])|out_conv)\.(\w+)")
 
@@ -80,30 +85,55 @@ def _name(key: str) -> str | None:
 def architecture(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DepthAnythingConfig:
     """Widths and depths are those of the weights; which layers are seen is in the configuration.
 
-    config: the checkpoint's own. weights: as ``translate`` gives them. Raises ``KeyError`` for a weight that
-    is not there, ``ValueError`` for sizes that do not fit each other.
+    config: the checkpoint's own. weights: as ``translate`` gives them.
+    Raises ``CapacityError`` ``not_ready`` where they are of no such network.
     """
-    net = config["config"]["net"]
-    width = weights["backbone.embeddings.cls_token"].shape[-1]
-    positions = weights["backbone.embeddings.position_embeddings"].shape[1] - 1
-    patch = weights["backbone.embeddings.patch_embeddings.projection.weight"].shape[-1]
-    depth = 1 + max(int(n.split(".")[3]) for n in weights if n.startswith("backbone.encoder.layer."))
+    net = config.get("config", {}).get("net", {})
+    try:
+        width = weights["backbone.embeddings.cls_token"].shape[-1]
+        positions = weights["backbone.embeddings.position_embeddings"].shape[1] - 1
+        patch = weights["backbone.embeddings.patch_embeddings.projection.weight"].shape[-1]
+        stages = [weights[f"neck.reassemble_stage.layers.{i}.projection.weight"].shape[0] for i in range(4)]
+        fused = weights["head.conv1.weight"].shape[1]
+        hidden = weights["head.conv2.weight"].shape[0]
+    except KeyError as error:
+        raise _unfit(f"there is no {error.args[0]}") from error
     return DepthAnythingConfig(
         backbone_config=Dinov2Config(
             hidden_size=width,
-            num_hidden_layers=depth,
+            num_hidden_layers=1 + max(int(found[1]) for found in map(_BLOCK.match, weights) if found),
             num_attention_heads=int(net.get("num_heads", width // _HEAD_WIDTH)),
             image_size=round(positions**0.5) * patch,
             patch_size=patch,
             use_mask_token=False,
-            out_features=[f"stage{layer + 1}" for layer in net["out_layers"]],
+            out_features=[f"stage{layer + 1}" for layer in net.get("out_layers", _SEEN)],
             reshape_hidden_states=False,
         ),
         patch_size=patch,
         reassemble_hidden_size=width,
-        neck_hidden_sizes=[
-            weights[f"neck.reassemble_stage.layers.{i}.projection.weight"].shape[0] for i in range(4)
-        ],
-        fusion_hidden_size=weights["head.conv1.weight"].shape[1],
-        head_hidden_size=weights["head.conv2.weight"].shape[0],
+        neck_hidden_sizes=stages,
+        fusion_hidden_size=fused,
+        head_hidden_size=hidden,
+    )
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give ``network`` its weights; those it has no place for are left out, as upstream does.
+
+    Raises ``CapacityError`` ``not_ready`` where one is missing or of another shape.
+    """
+    try:
+        missing = network.load_state_dict(weights, strict=False, assign=True).missing_keys
+    except RuntimeError as error:
+        raise _unfit(str(error).replace("\n", " ")) from error
+    if missing:
+        raise _unfit(f"there is no {missing[0]}")
+
+
+def _unfit(why: str) -> CapacityError:
+    return CapacityError(
+        "not_ready",
+        f"the checkpoint's weights are not those of this Depth Anything 3 network: {why[:200]}; "
+        "use one of that model",
+        retryable=False,
     )

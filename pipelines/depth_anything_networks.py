@@ -11,8 +11,7 @@ from transformers.models.depth_anything.configuration_depth_anything import Dept
 from transformers.models.depth_anything.modeling_depth_anything import DepthAnythingForDepthEstimation
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
-from core.errors import CapacityError
-from pipelines.depth_anything_keys import architecture, translate
+from pipelines.depth_anything_keys import architecture, fill, translate
 from pipelines.vision_loading import VisionLoader
 
 _OFFSET = (
@@ -83,18 +82,9 @@ class DepthAnything3(DepthAnythingForDepthEstimation):  # type: ignore[misc]
 def load_mono(loader: VisionLoader) -> DepthAnything3:
     """Raises ``CapacityError`` ``not_ready`` where the checkpoint is not of this architecture."""
     weights = translate(loader.tensors())
-    try:
-        config = architecture(loader.config, weights)
-        with torch.device("meta"):
-            model = DepthAnything3(config)
-        model.load_state_dict(weights, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CapacityError(
-            "not_ready",
-            "the checkpoint's weights are not those of a Depth Anything 3 network for one view "
-            f"({str(error).strip()[:200]}); use one of that model",
-            retryable=False,
-        ) from error
+    with torch.device("meta"):
+        model = DepthAnything3(architecture(loader.config, weights))
+    fill(model, weights)
     loader.place(model)
     return model
 

@@ -1,22 +1,17 @@
 """Depth Anything 3's any-view networks, by the official package, asked for one view a picture.
 
-The package is optional; what a checkpoint's configuration names to be imported is never looked at.
+The package is optional. A network is built as its own files say, which go by the checkpoint's name: what the
+checkpoint says is to be imported is never looked at.
 """
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from core.errors import CapacityError
+from pipelines.depth_anything_keys import fill
 from pipelines.vision_loading import VisionLoader
-
-_PACKAGE = "depth_anything_3.model"
-_NET = ("name", "out_layers", "alt_start", "qknorm_start", "rope_start", "cat_token")
-_HEAD = ("dim_in", "output_dim", "features", "out_channels")
-# The camera is not asked for, neither what is known of it nor a guess.
-_PARTS = ("backbone.", "head.")
 
 
 class AnyView(nn.Module):
@@ -34,9 +29,9 @@ class AnyView(nn.Module):
 
 
 def official(module: str) -> Any:
-    """A module of the package's ``model``. Raises ``CapacityError`` ``not_ready`` where there is none."""
+    """A module of the package's. Raises ``CapacityError`` ``not_ready`` where there is none."""
     try:
-        return importlib.import_module(f"{_PACKAGE}.{module}")
+        return importlib.import_module(f"depth_anything_3.{module}")
     except ImportError as error:
         raise CapacityError(
             "not_ready",
@@ -47,27 +42,17 @@ def official(module: str) -> Any:
 
 
 def load_any_view(loader: VisionLoader) -> AnyView:
-    """Raises ``CapacityError`` ``not_ready`` where the checkpoint is not of this architecture."""
-    tensors = {name.removeprefix("model."): tensor.float() for name, tensor in loader.tensors().items()}
-    try:
-        given = loader.config["config"]
-        network = official("da3").DepthAnything3Net(
-            official("dinov2.dinov2").DinoV2(**_chosen(given["net"], _NET)),
-            official("dualdpt").DualDPT(**_chosen(given["head"], _HEAD)),
-        )
-        used = {name: tensor for name, tensor in tensors.items() if name.startswith(_PARTS)}
-        network.load_state_dict(used, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise CapacityError(
-            "not_ready",
-            "the checkpoint is not of an any-view network of Depth Anything 3 "
-            f"({str(error).strip()[:200]}); use one of that model",
-            retryable=False,
-        ) from error
+    """Without what estimates and encodes cameras, which nobody asks for.
+
+    Raises ``CapacityError`` ``not_ready`` where the checkpoint is not of this architecture.
+    """
+    weights = {name.removeprefix("model."): value.float() for name, value in loader.tensors().items()}
+    building = official("cfg")
+    config = building.load_config(official("registry").MODEL_REGISTRY[loader.config["model_name"]])
+    network = official("model.da3").DepthAnything3Net(
+        building.create_object(config.net), building.create_object(config.head)
+    )
+    fill(network, weights)
     model = AnyView(network)
     loader.place(model)
     return model
-
-
-def _chosen(given: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: given[name] for name in names}

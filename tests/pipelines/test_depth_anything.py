@@ -307,6 +307,13 @@ def write_v2(folder: Path, **given: Any) -> Path:
     with torch.no_grad():
         model.head.conv3.bias.fill_(1.0)
     model.save_pretrained(folder)
+    # Released configurations say less of the trunk, and hold fields that are gone.
+    written = json.loads((folder / "config.json").read_text())
+    kept = {"hidden_size", "image_size", "model_type", "num_attention_heads", "num_hidden_layers"}
+    kept |= {"out_features", "out_indices", "patch_size", "reshape_hidden_states"}
+    written["backbone_config"] = {field: written["backbone_config"][field] for field in kept}
+    written |= {"_commit_hash": None, "backbone": None, "use_pretrained_backbone": False}
+    (folder / "config.json").write_text(json.dumps(written))
     return folder
 
 
@@ -376,7 +383,9 @@ def test_weights_that_do_not_fit_are_refused(pocket: Path, tmp_path: Path, spoil
 def test_weights_that_nobody_asks_for_are_no_matter(pocket: Path, tmp_path: Path) -> None:
     """Upstream loads that way too; a released file may hold what its network no longer has."""
     folder = renamed(pocket, tmp_path, "da3mono-large")
-    weights = load_file(folder / "model.safetensors") | {"model.cam_dec.fc.weight": torch.zeros(3)}
+    more = ("cam_dec.fc_t.weight", "head.norm.weight", "head.scratch.refinenet4.resConfUnit1.conv1.weight")
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"model.{name}": torch.zeros(3) for name in more}
     save_file(weights, folder / "model.safetensors")
     assert depth_of(told(acquire("da3mono-large", folder), look("da3mono-large"))).unit == "relative"
 

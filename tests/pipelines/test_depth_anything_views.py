@@ -1,7 +1,7 @@
 """Any-view Depth Anything 3: what is asked of the optional package, and what is said without it.
 
 The package is not among the tests' requirements: in its place stands a network of two layers with the same
-constructors and the same order of axes. How the real one compares is in ``fixtures/compare_any_view.py``.
+names and the same order of axes. How the real one compares is in ``fixtures/compare_any_view.py``.
 """
 
 import json
@@ -23,25 +23,17 @@ from pipelines.registry import catalog
 from tests.pipelines import edits
 from tests.pipelines.looks import difference, look
 
-# As released files have it: what is to be imported is named beside the figures.
-NET = {
-    "__object__": {"path": "os", "name": "abort", "args": "as_params"},
-    "name": "vits",
-    "out_layers": [5, 7, 9, 11],
-    "alt_start": 4,
-    "qknorm_start": 4,
-    "rope_start": 4,
-    "cat_token": True,
-}
-HEAD = {
-    "__object__": {"path": "os", "name": "abort", "args": "as_params"},
-    "dim_in": 6,
-    "output_dim": 2,
-    "features": 64,
-    "out_channels": [48, 96, 192, 384],
-}
 OFFICIAL = {
     "__init__.py": "",
+    "registry.py": "MODEL_REGISTRY = {'da3-base': 'base.yaml'}",
+    "cfg.py": """
+import types
+import torch
+def load_config(path):
+    return types.SimpleNamespace(net=(3, 6, 3, 1, 1), head=(6, 1, 1), cam_dec=())
+def create_object(config):
+    return torch.nn.Conv2d(*config)
+""",
     "model/__init__.py": "",
     "model/da3.py": """
 import torch
@@ -51,27 +43,15 @@ class DepthAnything3Net(torch.nn.Module):
         self.backbone, self.head = net, head
     def forward(self, x):
         rows, views = x.shape[:2]
-        seen = self.backbone.pretrained(x.flatten(0, 1)).unflatten(0, (rows, views))
+        seen = self.backbone(x.flatten(0, 1)).unflatten(0, (rows, views))
         seen = seen + seen.mean(dim=1, keepdim=True)  # views of one row see each other
-        return {"depth": self.head.out(seen.flatten(0, 1)).exp().unflatten(0, (rows, views))[:, :, 0]}
+        return {"depth": self.head(seen.flatten(0, 1)).exp().unflatten(0, (rows, views))[:, :, 0]}
 """,
-    "model/dinov2/__init__.py": "",
-    "model/dinov2/dinov2.py": """
-import torch
-class DinoV2(torch.nn.Module):
-    def __init__(self, name, out_layers, alt_start=-1, qknorm_start=-1, rope_start=-1, cat_token=True):
-        assert (name, out_layers, alt_start, cat_token) == ("vits", [5, 7, 9, 11], 4, True)
-        super().__init__()
-        self.pretrained = torch.nn.Conv2d(3, 6, 3, padding=1)
-""",
-    "model/dualdpt.py": """
-import torch
-class DualDPT(torch.nn.Module):
-    def __init__(self, dim_in, *, output_dim=2, features=256, out_channels=()):
-        assert (output_dim, features) == (2, 64)
-        super().__init__()
-        self.out = torch.nn.Conv2d(dim_in, 1, 1)
-""",
+}
+# As released files have it: what is to be imported is named beside the figures.
+CONFIG = {
+    "__object__": {"path": "os", "name": "abort"},
+    "net": {"__object__": {"path": "os", "name": "abort"}},
 }
 
 
@@ -94,16 +74,15 @@ def write(folder: Path, **spoiled: Any) -> Path:
     """A checkpoint in the released layout, camera included."""
     draw = torch.Generator().manual_seed(0)
     weights = {
-        "model.backbone.pretrained.weight": torch.randn(6, 3, 3, 3, generator=draw) * 0.2,
-        "model.backbone.pretrained.bias": torch.zeros(6),
-        "model.head.out.weight": torch.randn(1, 6, 1, 1, generator=draw) * 0.4,
-        "model.head.out.bias": torch.zeros(1),
+        "model.backbone.weight": torch.randn(6, 3, 3, 3, generator=draw) * 0.2,
+        "model.backbone.bias": torch.zeros(6),
+        "model.head.weight": torch.randn(1, 6, 1, 1, generator=draw) * 0.4,
+        "model.head.bias": torch.zeros(1),
         "model.cam_dec.fc_t.weight": torch.zeros(3, 6),
     }
     folder.mkdir()
     save_file({k: v for k, v in weights.items() if k not in spoiled}, folder / "model.safetensors")
-    config = {"model_name": "da3-base", "config": {"net": NET, "head": HEAD}}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_name": "da3-base", "config": CONFIG}))
     return folder
 
 
@@ -135,8 +114,8 @@ def test_each_picture_is_a_row_with_one_view(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("package")
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     """They would be random."""
-    folder = write(tmp_path / "checkpoint", **{"model.head.out.weight": None})
-    with pytest.raises(CapacityError, match=r"head\.out\.weight") as refused:
+    folder = write(tmp_path / "checkpoint", **{"model.head.weight": None})
+    with pytest.raises(CapacityError, match=r"head\.weight") as refused:
         acquire(folder)
     assert refused.value.code == "not_ready"
 
