@@ -14,9 +14,8 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 from pipelines.depth_anything_keys import architecture, fill, translate
 from pipelines.vision_loading import VisionLoader
 
-_OFFSET = (
-    0.1  # of a patch. Source: interpolate_offset of depth_anything_3's model/dinov2/vision_transformer.py
-)
+# Of a patch. Source: interpolate_offset of depth_anything_3's model/dinov2/vision_transformer.py.
+_OFFSET = 0.1
 
 
 class _Embeddings(Dinov2Embeddings):  # type: ignore[misc]

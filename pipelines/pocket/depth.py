@@ -20,8 +20,8 @@ _WIDTH, _BLOCKS, _GRID, _PATCH = 64, 4, 16, 14
 _HEADS = 2  # there is one for each 64 channels in the released ones
 _STAGES, _FUSED, _HIDDEN = (16, 24, 32, 32), 16, 32
 # Deviations of a draw, where that of one over the root of its inputs would leave little to see of a picture.
-_GAINS = {"cls_token": 0.5, "pos_embed": 0.2, "sky_output_conv2.2.weight": 1.0, "output_conv2.2.weight": 0.5}
-_BIASES = {"sky_output_conv2.2.bias": 0.0}
+_TOKENS = {"backbone.pretrained.cls_token": 0.5, "backbone.pretrained.pos_embed": 0.2}
+_GAINS = {"head.scratch.output_conv2.2.weight": 0.5, "head.scratch.sky_output_conv2.2.weight": 4.0}
 
 
 def build(parent: Path) -> Path:
@@ -39,18 +39,19 @@ def _write(folder: Path) -> None:
 
 
 def _draw(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The same on every machine: each tensor is from a seed of its own name."""
-    if name.endswith("bias"):
-        return np.full(shape, _BIASES.get(name.removeprefix("head.scratch."), 0.0), np.float32)
-    if len(shape) == 1:
-        return np.ones(shape, np.float32)
-    end = name.removeprefix("head.scratch.").removeprefix("backbone.pretrained.")
-    inputs = math.prod(shape[1:])
-    if "resize_layers.0" in name or "resize_layers.1" in name:
-        inputs = shape[0]  # of a transposed kernel that does not overlap itself
-    deviation = _GAINS[end] if shape[0] == 1 and len(shape) == 3 else _GAINS.get(end, 1.0) / math.sqrt(inputs)
+    """The same on every machine: each tensor is from a seed of its own name.
+
+    No two are alike, biases and norms neither: one in another's place could not be seen.
+    """
     drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
-    return (drawn * deviation).astype(np.float32)
+    if len(shape) == 1:
+        return (drawn * 0.1 + (0 if name.endswith("bias") else 1)).astype(np.float32)
+    if name in _TOKENS:
+        return drawn * np.float32(_TOKENS[name])
+    inputs = math.prod(shape[1:])
+    if name in ("head.resize_layers.0.weight", "head.resize_layers.1.weight"):
+        inputs = shape[0]  # of a transposed kernel that does not overlap itself
+    return drawn * np.float32(_GAINS.get(name, 1.0) / math.sqrt(inputs))
 
 
 def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
