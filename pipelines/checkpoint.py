@@ -35,6 +35,7 @@ _BUILT_IN = {
     "pocket-image": "pipelines.pocket.builder:build_image",
     "pocket-sdxl": "pipelines.pocket.sdxl:build",
     "pocket-dinov3": "pipelines.pocket.dinov3:build",
+    "pocket-depth": "pipelines.pocket.depth:build",
 }
 
 

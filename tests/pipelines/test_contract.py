@@ -113,6 +113,7 @@ FAMILIES = {
     "pocket-image": Family(generations_of, spoil_latents),
     "pocket-image, guided": Family(guided_generations_of, spoil_latents),
     "pocket-dinov3": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
+    "pocket-depth": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
 }
 
 
