@@ -112,6 +112,8 @@ FAMILIES = {
     "pocket-image": Family(generations_of, spoil_latents),
     "pocket-image, guided": Family(guided_generations_of, spoil_latents),
     "pocket-dinov3": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
+    "pocket-sam3": Family(looks.looks_of, looks.spoil_pictures),
+    "pocket-sam3, boxed": Family(looks.boxed_looks_of, looks.spoil_pictures),
 }
 RUNS_HERE = {spec.name for spec in SPECS if spec.source.startswith("builtin:")}
 

@@ -1,0 +1,112 @@
+"""Writes ``pocket-sam3`` to disk: SAM 3's detector at the size of a test, untrained.
+
+What it finds follows picture and prompt, and means nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.sam3.configuration_sam3 import Sam3Config
+from transformers.models.sam3.modeling_sam3 import Sam3Model
+
+from pipelines.pocket.drawing import redraw
+from pipelines.pocket.folder import write_once
+
+_SIDE, _WIDTH, _MAX_TOKENS = 112, 32, 32
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+_WORDS = (
+    "a an the of in on with and by red blue green yellow black white small large left right cat dog horse "
+    "bird fox house car boat tree forest river sky cloud sun flower hat face person woman man child lamp "
+    "road door window table chair visual"
+)
+_DETR: dict[str, Any] = {
+    "hidden_size": _WIDTH,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 2 * _WIDTH,
+}
+# At unit gain every query would find the same, wherever it looks.
+_GAINS = {
+    "position_embeddings": 16.0,
+    "query_embed.weight": 6.0,
+    "reference_points.weight": 3.0,
+    "presence_token.weight": 6.0,
+    "label_embed.weight": 6.0,
+    "cls_embed.weight": 6.0,
+}
+
+
+def build(parent: Path) -> Path:
+    """The checkpoint's folder under ``parent``; see ``write_once``."""
+    return write_once(parent, "pocket-sam3", _write)
+
+
+def _write(folder: Path) -> None:
+    vocabulary, merges = _vocabulary()
+    CLIPTokenizer(
+        vocab=vocabulary, merges=merges, pad_token=_END, model_max_length=_MAX_TOKENS
+    ).save_pretrained(folder)
+    model = Sam3Model(configuration(vocabulary))
+    redraw(model, torch.float32, _GAINS)
+    model.save_pretrained(folder)
+    size = {"height": _SIDE, "width": _SIDE}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}) + "\n")
+
+
+def configuration(vocabulary: dict[str, int]) -> Sam3Config:
+    """Layout and flags of facebook/sam3's detector; widths and depths are what tests can afford."""
+    return Sam3Config(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model",
+                "hidden_size": _WIDTH,
+                "intermediate_size": 2 * _WIDTH,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "image_size": _SIDE,
+                "pretrain_image_size": _SIDE // 2,
+                "patch_size": 14,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+            },
+            "fpn_hidden_size": _WIDTH,
+            "backbone_feature_sizes": [[_SIDE // 14 * scale] * 2 for scale in (4, 2, 1)],
+        },
+        text_config={
+            "model_type": "clip_text_model",
+            "vocab_size": len(vocabulary),
+            "hidden_size": _WIDTH,
+            "intermediate_size": 2 * _WIDTH,
+            "projection_dim": _WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": _MAX_TOKENS,
+            "hidden_act": "gelu",
+            "bos_token_id": vocabulary[_BEGIN],
+            "eos_token_id": vocabulary[_END],
+            "pad_token_id": vocabulary[_END],
+        },
+        geometry_encoder_config=_DETR,
+        detr_encoder_config=_DETR,
+        detr_decoder_config={**_DETR, "num_queries": 24},
+        mask_decoder_config={"hidden_size": _WIDTH, "num_attention_heads": 4},
+    )
+
+
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges in CLIP's order: bytes, bytes that end a word, merges, control tokens.
+
+    A word grows letter by letter from its start, so most of those above are one token.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges: dict[tuple[str, str], None] = {}
+    for word in _WORDS.split():
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        for end in range(1, len(pieces)):
+            merges["".join(pieces[:end]), pieces[end]] = None
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), _BEGIN, _END]
+    return {token: number for number, token in enumerate(tokens)}, list(merges)
