@@ -7,6 +7,7 @@ found on it.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -102,7 +103,10 @@ def full_size(logits: Tensor, size: Size, threshold: float) -> Tensor:
 def run_lengths(mask: Tensor) -> bytes:
     """``Mask.runs`` of a bool [height, width]. The changes are found on its device; only they are fetched."""
     line = mask.T.reshape(-1)
-    changes = (line[1:] != line[:-1]).nonzero()[:, 0] + 1
-    edges = torch.cat([changes.new_zeros(1), changes, changes.new_tensor([len(line)])])
-    runs = edges.diff().cpu().numpy().astype("<u4")
+    differs = line[1:] != line[:-1]
+    if differs.device.type == "cpu":
+        changes = np.flatnonzero(differs.numpy())  # a tenth of the time that torch takes there
+    else:
+        changes = differs.nonzero()[:, 0].cpu().numpy()
+    runs = np.diff(changes, prepend=-1, append=len(differs)).astype("<u4")
     return (b"\0\0\0\0" if bool(line[0]) else b"") + runs.tobytes()

@@ -29,15 +29,25 @@ _DETR: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 2 * _WIDTH,
 }
-# At unit gain every query would find the same, wherever it looks.
+# At unit gain the queries hardly differ, and all of them find the same wherever they look.
 _GAINS = {
     "position_embeddings": 16.0,
-    "query_embed.weight": 6.0,
+    "query_embed.weight": 12.0,
+    "query_proj.weight": 3.0,
     "reference_points.weight": 3.0,
+    "box_head.layer3.weight": 3.0,
+    "box_rpb_embed_x.layer2.weight": 4.0,
+    "box_rpb_embed_y.layer2.weight": 4.0,
+    "text_cross_attn.o_proj.weight": 0.5,
+    "vision_cross_attn.o_proj.weight": 0.5,
+    "mask_embedder.layers.2.weight": 4.0,
     "presence_token.weight": 6.0,
     "label_embed.weight": 6.0,
     "cls_embed.weight": 6.0,
 }
+_PRESENCE = (
+    2.0  # the logit that a thing is in the picture at all: without it nothing passes a threshold of .5
+)
 
 
 def build(parent: Path) -> Path:
@@ -52,6 +62,7 @@ def _write(folder: Path) -> None:
     ).save_pretrained(folder)
     model = Sam3Model(configuration(vocabulary))
     redraw(model, torch.float32, _GAINS)
+    torch.nn.init.constant_(model.detr_decoder.presence_head.layer3.bias, _PRESENCE)
     model.save_pretrained(folder)
     size = {"height": _SIDE, "width": _SIDE}
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}) + "\n")
