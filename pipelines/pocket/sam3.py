@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.models.sam3.configuration_sam3 import Sam3Config
 from transformers.models.sam3.modeling_sam3 import Sam3Model
 
+from pipelines.pocket.clip_vocabulary import BEGIN, END, clip_vocabulary
 from pipelines.pocket.drawing import redraw
 from pipelines.pocket.folder import write_once
 
 _SIDE, _WIDTH, _MAX_TOKENS = 112, 32, 32
-_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = (
     "a an the of in on with and by red blue green yellow black white small large left right cat dog horse "
     "bird fox house car boat tree forest river sky cloud sun flower hat face person woman man child lamp "
@@ -56,11 +55,11 @@ def build(parent: Path) -> Path:
 
 
 def _write(folder: Path) -> None:
-    vocabulary, merges = _vocabulary()
+    vocabulary, merges = clip_vocabulary(_WORDS)
     CLIPTokenizer(
-        vocab=vocabulary, merges=merges, pad_token=_END, model_max_length=_MAX_TOKENS
+        vocab=vocabulary, merges=merges, pad_token=END, model_max_length=_MAX_TOKENS
     ).save_pretrained(folder)
-    model = Sam3Model(configuration(vocabulary))
+    model = Sam3Model(_configuration(vocabulary))
     redraw(model, torch.float32, _GAINS)
     torch.nn.init.constant_(model.detr_decoder.presence_head.layer3.bias, _PRESENCE)
     model.save_pretrained(folder)
@@ -68,7 +67,7 @@ def _write(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}) + "\n")
 
 
-def configuration(vocabulary: dict[str, int]) -> Sam3Config:
+def _configuration(vocabulary: dict[str, int]) -> Sam3Config:
     """Layout and flags of facebook/sam3's detector; widths and depths are what tests can afford."""
     return Sam3Config(
         vision_config={
@@ -97,27 +96,12 @@ def configuration(vocabulary: dict[str, int]) -> Sam3Config:
             "num_attention_heads": 2,
             "max_position_embeddings": _MAX_TOKENS,
             "hidden_act": "gelu",
-            "bos_token_id": vocabulary[_BEGIN],
-            "eos_token_id": vocabulary[_END],
-            "pad_token_id": vocabulary[_END],
+            "bos_token_id": vocabulary[BEGIN],
+            "eos_token_id": vocabulary[END],
+            "pad_token_id": vocabulary[END],
         },
         geometry_encoder_config=_DETR,
         detr_encoder_config=_DETR,
         detr_decoder_config={**_DETR, "num_queries": 24},
         mask_decoder_config={"hidden_size": _WIDTH, "num_attention_heads": 4},
     )
-
-
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in CLIP's order: bytes, bytes that end a word, merges, control tokens.
-
-    A word grows letter by letter from its start, so most of those above are one token.
-    """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges: dict[tuple[str, str], None] = {}
-    for word in _WORDS.split():
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
-        for end in range(1, len(pieces)):
-            merges["".join(pieces[:end]), pieces[end]] = None
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), _BEGIN, _END]
-    return {token: number for number, token in enumerate(tokens)}, list(merges)
