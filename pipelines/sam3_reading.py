@@ -37,7 +37,7 @@ def preprocess(image: Image, size: Size) -> Tensor:
 
 def read_prompt(prompt: SegmentPrompt, size: Size, tokenizer: Any, limit: int) -> Prompt:
     """size: of the picture. Raises ``RequestError`` for a text of more than ``limit`` tokens."""
-    words = tuple(tokenizer(prompt.text or _BOXES_ALONE).input_ids)
+    words = tuple(tokenizer(prompt.text or _BOXES_ALONE, verbose=False).input_ids)
     if len(words) > limit:
         raise invalid(
             "prompts",

@@ -24,7 +24,7 @@ _SAM3 = PipelineSpec(
     source="facebook/sam3",
     tasks=frozenset({Task.SEGMENT}),
     vision=VisionSpec(fit="square", side=1008, patch=14),
-    vram_gb=4.0,
+    vram_gb=6.0,
     licence="SAM License",
     needs_gpu=False,
 )
