@@ -76,6 +76,7 @@ class VisionSpec:
         elif isinstance(ask, Depth) and ask.focal is not None:
             within("focal", ask.focal, 1.0, 1e6)
         entry = self.entry(image.size)
+        passes = len(ask.prompts) if isinstance(ask, Segment) else 1
         return InferenceRequest(
             id=id,
             task=TASK_OF[type(ask)],
@@ -88,7 +89,7 @@ class VisionSpec:
             steps=1,
             cfg=1.0,
             seed=0,
-            tokens=max(1, entry[0] * entry[1] // self.patch**2),
+            tokens=max(1, entry[0] * entry[1] // self.patch**2) * passes,
             ask=ask,
             timeout=timeout,
         )
