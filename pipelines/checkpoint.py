@@ -32,6 +32,7 @@ _BUILT_IN = {
     "pocket-image": "pipelines.pocket.builder:build_image",
     "pocket-sdxl": "pipelines.pocket.sdxl:build",
     "pocket-dinov3": "pipelines.pocket.dinov3:build",
+    "pocket-grounding-dino": "pipelines.pocket.grounding_dino:build",
 }
 
 

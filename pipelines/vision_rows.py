@@ -18,6 +18,16 @@ _DINOV3 = PipelineSpec(
     needs_gpu=False,
 )
 _VIT = VisionSpec(fit="square", side=224, patch=16)
+_GROUNDING = PipelineSpec(
+    name="grounding-dino-base",
+    factory="pipelines.grounding_dino:load",
+    source="IDEA-Research/grounding-dino-base",
+    tasks=frozenset({Task.DETECT}),
+    vision=VisionSpec(fit="shortest", side=800, longest=1333, patch=16),
+    vram_gb=2.0,
+    licence="Apache-2.0",
+    needs_gpu=False,
+)
 
 VISION: tuple[PipelineSpec, ...] = (
     replace(_DINOV3, aliases=("dinov3",)),
@@ -46,6 +56,27 @@ VISION: tuple[PipelineSpec, ...] = (
         name="pocket-dinov3",
         source="builtin:pocket-dinov3",
         vision=_VIT,
+        vram_gb=None,
+        licence="MIT",
+    ),
+    replace(_GROUNDING, aliases=("grounding-dino", "grounding_dino")),
+    replace(
+        _GROUNDING,
+        name="grounding-dino-tiny",
+        source="IDEA-Research/grounding-dino-tiny",
+        vram_gb=1.8,
+    ),
+    replace(
+        _GROUNDING,
+        name="mm-grounding-dino-tiny",
+        source="openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
+        vram_gb=1.8,
+    ),
+    replace(
+        _GROUNDING,
+        name="pocket-grounding-dino",
+        source="builtin:pocket-grounding-dino",
+        vision=VisionSpec(fit="shortest", side=128, longest=213, patch=16),
         vram_gb=None,
         licence="MIT",
     ),

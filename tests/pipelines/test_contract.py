@@ -20,6 +20,7 @@ from tests.pipelines.looks import difference
 
 PIXEL_TOLERANCE = 1  # a value in the middle between two may round either way
 FLOAT_TOLERANCE = 2e-5  # of values of unit size
+BOX_TOLERANCE = 2e-3  # of boxes in pixels of pictures of a hundred: 2e-5 of their size
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ FAMILIES = {
     "pocket-image": Family(generations_of, spoil_latents),
     "pocket-image, guided": Family(guided_generations_of, spoil_latents),
     "pocket-dinov3": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
+    "pocket-grounding-dino": Family(looks.looks_of, looks.spoil_pictures, BOX_TOLERANCE),
 }
 RUNS_HERE = {spec.name for spec in SPECS if spec.source.startswith("builtin:")}
 
