@@ -14,7 +14,7 @@ from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import MMG
 from core.request import Image, InferenceRequest, Size
 from core.spec import PipelineSpec
 from core.vision import Box, Detect, Detection, Detections
-from pipelines.grounding_text import Caption, write_caption
+from pipelines.grounding_text import Caption, read_tokenizer, write_caption
 from pipelines.looking import OneForward, array, finite
 from pipelines.options import ModelOptions, Report
 from pipelines.vision_loading import VisionLoader
@@ -29,7 +29,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> "GroundingDINO":
     loader = VisionLoader(spec, options, report, model_type=tuple(_MODELS))
-    tokenizer = BertTokenizer.from_pretrained(loader.folder, local_files_only=True)
+    tokenizer = read_tokenizer(loader.folder)
     model = loader.model(_MODELS[loader.config["model_type"]])
     assert spec.vision is not None
     return GroundingDINO(loader, model, tokenizer, spec.vision.max_found)

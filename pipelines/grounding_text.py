@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers.models.bert.tokenization_bert import BertTokenizer
 
+from core.errors import CapacityError
 from core.limits import invalid
 
 # The places of [CLS], [SEP], full stop and question mark in the vocabulary of google-bert/bert-base-uncased:
 # between two of them words see each other. Source: SPECIAL_TOKENS of transformers'
 # modeling_grounding_dino.py, which knows them by number.
-_BEGIN, _END, _STOP, _QUESTION = SEPARATORS = (101, 102, 1012, 1029)
+_BEGIN, _END, _STOP, _ = SEPARATORS = (101, 102, 1012, 1029)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,19 @@ class Caption:
 
     ids: tuple[int, ...]
     places: tuple[tuple[int, ...], ...]
+
+
+def read_tokenizer(folder: Path) -> BertTokenizer:
+    """Raises ``CapacityError`` ``not_ready`` for a vocabulary that the model was not made for."""
+    tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"]) != list(SEPARATORS):
+        raise CapacityError(
+            "not_ready",
+            "the checkpoint's tokenizer lacks the vocabulary of google-bert/bert-base-uncased, on which the "
+            "model relies; use the one that the model was trained with",
+            retryable=False,
+        )
+    return tokenizer
 
 
 def write_caption(tokenizer: BertTokenizer, labels: Sequence[str], limit: int) -> Caption:
