@@ -28,7 +28,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> "GroundingDINO":
-    loader = VisionLoader(spec, options, report, model_type=tuple(_MODELS))
+    loader = VisionLoader(spec, options, report, model_type=tuple(_MODELS), ranks=True)
     tokenizer = read_tokenizer(loader.folder)
     model = loader.model(_MODELS[loader.config["model_type"]])
     assert spec.vision is not None
