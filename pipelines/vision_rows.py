@@ -18,13 +18,14 @@ _DINOV3 = PipelineSpec(
     needs_gpu=False,
 )
 _VIT = VisionSpec(fit="square", side=224, patch=16)
+# As many labels as single words fill the 256 tokens of a caption. Memory is that of weights and one picture.
 _GROUNDING = PipelineSpec(
     name="grounding-dino-base",
     factory="pipelines.grounding_dino:load",
     source="IDEA-Research/grounding-dino-base",
     tasks=frozenset({Task.DETECT}),
-    vision=VisionSpec(fit="shortest", side=800, longest=1333, patch=16),
-    vram_gb=2.0,
+    vision=VisionSpec(fit="shortest", side=800, longest=1333, patch=16, max_prompts=127),
+    vram_gb=3.0,
     licence="Apache-2.0",
     needs_gpu=False,
 )
@@ -64,19 +65,19 @@ VISION: tuple[PipelineSpec, ...] = (
         _GROUNDING,
         name="grounding-dino-tiny",
         source="IDEA-Research/grounding-dino-tiny",
-        vram_gb=1.8,
+        vram_gb=2.4,
     ),
     replace(
         _GROUNDING,
         name="mm-grounding-dino-tiny",
         source="openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
-        vram_gb=1.8,
+        vram_gb=2.4,
     ),
     replace(
         _GROUNDING,
         name="pocket-grounding-dino",
         source="builtin:pocket-grounding-dino",
-        vision=VisionSpec(fit="shortest", side=128, longest=213, patch=16),
+        vision=VisionSpec(fit="shortest", side=128, longest=213, patch=16, max_prompts=127),
         vram_gb=None,
         licence="MIT",
     ),
