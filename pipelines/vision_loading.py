@@ -25,8 +25,9 @@ class VisionLoader:
     """One load. Weights stay in fp32 and products are taken in ``compute``: these models are small, and what
     they answer is compared with thresholds.
 
-    model_type: what the checkpoint's configuration must name, one of these. ranks: see ``choose_whole``.
+    model_type: what the checkpoint's configuration must name, one of these.
     folder: where its other files are. precision: what the operator's choice came to, as a sentence.
+    ranks: see ``choose_whole``.
     Raises ``CapacityError`` ``not_ready`` with a sentence for the operator.
     """
 
