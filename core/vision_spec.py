@@ -60,6 +60,7 @@ class VisionSpec:
         if short == target:
             return width, height
         other = int(side * long / short)
+        target = max(1, target)  # upstream fails at a picture a thousand times as long as wide
         fitted = (target, other) if width < height else (other, target)
         return round_up(fitted[0], self.multiple), round_up(fitted[1], self.multiple)
 
