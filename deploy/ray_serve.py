@@ -1,7 +1,7 @@
 """The fleet under Ray Serve: ``serve run deploy.ray_serve:application``; see docs/ray-serve.md.
 
-What a replica and the ingress do is set by the environment, as for a standalone server; how many there are
-and on what is set by the arguments, or by the entries of a Serve config file.
+What a replica and the ingress do is set by the environment, as for a standalone server; on what they run by
+the arguments; how many replicas there are by ``autoscaling_config`` in a Serve config file.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,8 +23,6 @@ class Fleet(BaseModel):
 
     gpus: float = Field(1, ge=0, le=1)
     cpus: float = Field(1, gt=0)
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(8, ge=1)
     ingresses: int = Field(1, ge=1)
     ingress_cpus: float = Field(1, gt=0)
 
@@ -40,8 +38,8 @@ def application(fleet: Fleet) -> Application:
         # and with more, requests wait where no other replica can take them.
         max_ongoing_requests=2 * batch,
         autoscaling_config={
-            "min_replicas": fleet.min_replicas,
-            "max_replicas": fleet.max_replicas,
+            "min_replicas": 1,
+            "max_replicas": 8,
             # Running and queued requests, those that wait before all replicas included, for each replica.
             "target_ongoing_requests": batch,
             "upscale_delay_s": 5,

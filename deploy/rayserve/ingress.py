@@ -46,8 +46,8 @@ class Ingress:
         self._replicas = replicas
         self._by_model: dict[str, DeploymentHandle] = {}
         self._reports = Reports(rows.default.name)
-        self.retrying = Retrying(self._send, LOST)
-        waiting = Waiting(self.retrying, most=config.max_queue)
+        self._retrying = Retrying(self._send, LOST)
+        self._waiting = waiting = Waiting(self._retrying, most=config.max_queue)
         self._drain_seconds = config.drain_seconds
         self._open = ExitStack()
         intake = self._open.enter_context(ImageIntake(modes.intake_options(config)))
@@ -68,6 +68,10 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._application
+
+    async def counts(self) -> dict[str, int]:
+        """For an operator with a handle: the accounting identity, and how often a request was sent again."""
+        return {**self._waiting.counts, "resent": self._retrying.resent}
 
     async def __del__(self) -> None:
         if not hasattr(self, "_asking"):
