@@ -2,7 +2,8 @@
 
 Deploys ``deploy/ray_serve.yaml`` by ``serve deploy``, with CPUs in place of GPUs. Its own Ray, whose
 processes end with this one. Prints ``ready`` once the application runs; then answers lines on stdin:
-``report`` with a line of JSON, ``scale N`` at once, ``wait N`` once N replicas run. Ends when stdin does.
+``report`` with a line of JSON, ``scale N`` at once (0: none while
+nobody asks), ``wait N`` once N replicas run. Ends when stdin does.
 
 Run by hand: ``out/ray/bin/python -m benchmarks.ray_server --port 8000``.
 """
@@ -39,7 +40,8 @@ def config(port: int, replicas: int, cpus: float) -> dict[str, Any]:
 
 def set_replicas(told: dict[str, Any], count: int) -> None:
     [deployment] = told["applications"][0]["deployments"]
-    deployment["autoscaling_config"] |= {"min_replicas": count, "max_replicas": count, "downscale_delay_s": 0}
+    bounds = {"min_replicas": count, "max_replicas": max(count, 1)}
+    deployment["autoscaling_config"] |= {**bounds, "upscale_delay_s": 0, "downscale_delay_s": 0}
 
 
 def deploy(told: dict[str, Any], folder: Path, dashboard: int) -> None:
@@ -57,9 +59,8 @@ def wait_for(replicas: int, seconds: float = 180.0) -> None:
         application = serve.status().applications.get(APPLICATION)
         if application is not None:
             states = application.deployments["Replica"].replica_states if application.deployments else {}
-            if application.status == "RUNNING" and {s: n for s, n in states.items() if n} == {
-                "RUNNING": replicas
-            }:
+            settled = {state: count for state, count in states.items() if count}
+            if application.status == "RUNNING" and settled == ({"RUNNING": replicas} if replicas else {}):
                 return
             if application.status == "DEPLOY_FAILED":
                 raise RuntimeError(application.message)
@@ -95,6 +96,7 @@ def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             dashboard = free.getsockname()[1]
         ray.init(
+            "local",
             num_cpus=options.cpus,
             object_store_memory=300 * 2**20,
             dashboard_host="127.0.0.1",

@@ -42,6 +42,11 @@ class Ingress:
     async def __init__(self, replicas: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
         config = settings.load()
         logging.basicConfig(level=config.log_level, format="%(levelname)-7s| %(name)s | %(message)s")
+        if not config.require_api_key:
+            log.warning(
+                "NO AUTHENTICATION: everybody who can reach Ray's HTTP port can use this fleet; "
+                "set REQUIRE_API_KEY=1 and API_KEY"
+            )
         rows = catalog(config.default_model, **config.row)
         self._replicas = replicas
         self._by_model: dict[str, DeploymentHandle] = {}

@@ -180,6 +180,17 @@ def test_a_full_queue_refuses_at_once(fleet: Fleet) -> None:
             assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_a_job_of_the_queue_is_done_by_a_replica(fleet: Fleet) -> None:
+    """What is answered with an id is kept by the ingress, and computed where all else is."""
+    body = json.dumps({"input": wishes(3)}).encode()
+    id = fleet.post("/v2/local/run", body).json()["id"]
+
+    def done(told: Any) -> bool:
+        return bool(fleet.request("GET", f"/v2/local/status/{id}").json()["status"] == "COMPLETED")
+
+    fleet.until(done)
+
+
 def test_the_probes_speak_for_the_fleet(fleet: Fleet) -> None:
     """One address, one answer, whichever machines are behind it."""
     assert fleet.request("GET", "/ready").status == 200
@@ -198,3 +209,11 @@ def test_a_replica_that_is_scaled_away_finishes_first(fleet: Fleet) -> None:
         assert Counter(future.result().status for future in sent) == {200: 120}
     fleet.wait(1)
     assert fleet.report()["ingress"]["resent"] == resent
+
+
+def test_the_first_caller_of_an_idle_fleet_waits_for_a_replica(fleet: Fleet) -> None:
+    """With no replica at all a request is no error: it is what starts one."""
+    fleet.scale(0)
+    fleet.wait(0)
+    fleet.until(lambda told: fleet.request("GET", "/ready").status == 503)
+    assert fleet.run(wishes(3)).status == 200
