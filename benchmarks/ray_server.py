@@ -22,6 +22,7 @@ from typing import Any
 import ray
 import yaml
 from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError
 
 ROOT = Path(__file__).resolve().parent.parent
 APPLICATION = "batchmux"
@@ -70,13 +71,17 @@ def wait_for(replicas: int, seconds: float = 180.0) -> None:
 
 def report() -> dict[str, Any]:
     """What each replica and the ingress have counted, and the replicas' process ids."""
-    replicas = serve.get_deployment_handle("Replica", APPLICATION).broadcast("report").results()
+    try:
+        replicas = serve.get_deployment_handle("Replica", APPLICATION).broadcast("report").results()
+    except DeploymentUnavailableError:  # scaled to none
+        replicas = []
     [ingress] = serve.get_deployment_handle("Ingress", APPLICATION).broadcast("counts").results()
     return {
         "replicas": {
             told.name.rpartition(":")[2]: {
                 "batch_sizes": dict(told.stats.batch_sizes),
                 "counts": told.health.counts,
+                "loads": told.stats.models.loads,
             }
             for told in replicas
         },

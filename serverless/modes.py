@@ -124,6 +124,7 @@ class Modes:
             partial(Stats.of, *counts),
             progress,
             lambda name: asyncio.wrap_future(purge(name)),
+            jobs_at_once=self._slots,
         ) as (app, jobs):
 
             def listening() -> None:
@@ -147,6 +148,8 @@ class Modes:
         stats: Callable[[], Stats],
         progress: Callable[[str], Progress | None],
         purge: Purge,
+        *,
+        jobs_at_once: int,
     ) -> "Iterator[tuple[ASGIApp, JobService | None]]":
         """The HTTP application, and the jobs it keeps, which who serves it starts and drains."""
         from api.app import create_app
@@ -161,7 +164,7 @@ class Modes:
                 keep_bytes=int(settings.keep_files_gb * 10**9),
             )
         )
-        with durable_jobs(settings, self._execution(self.submit), concurrency=self._slots) as jobs:
+        with durable_jobs(settings, self._execution(self.submit), concurrency=jobs_at_once) as jobs:
             yield (
                 create_app(
                     self.submit,

@@ -10,6 +10,7 @@ from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
     RayActorError,
+    RayError,
     TaskCancelledError,
     WorkerCrashedError,
 )
@@ -19,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 import settings
 from api.intake import ImageIntake
 from api.stream import Event
+from core.errors import CapacityError
 from core.request import InferenceRequest
 from deploy.rayserve.report import Reports
 from deploy.rayserve.retrying import Retrying
@@ -33,7 +35,8 @@ LOST = (
     *(RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError),
     *(ReplicaUnavailableError, RequestCancelledError, TaskCancelledError),
 )
-REPORT_SECONDS = 2.0
+_REPORT_SECONDS = 2.0  # between two rounds of questions
+_ANSWER_SECONDS = 5.0
 
 
 class Ingress:
@@ -64,6 +67,7 @@ class Ingress:
                 self._reports.stats,
                 waiting.progress,
                 self._purge,
+                jobs_at_once=max(config.max_queue // 2, 1),  # the rest is for callers who wait
             )
         )
         if self._jobs is not None:
@@ -95,24 +99,37 @@ class Ingress:
         try:
             async for event in events:
                 yield event
+        except DeploymentUnavailableError:
+            raise CapacityError(
+                "not_ready", "no worker could be started; the log of the fleet says why"
+            ) from None
         finally:
             events.cancel()  # nothing, once it has ended
 
     async def _purge(self, model: str | None) -> tuple[int, int]:
-        answers = await self._replicas.broadcast("purge", model).results_async()
+        try:
+            answers = await self._replicas.broadcast("purge", model).results_async()
+        except DeploymentUnavailableError:
+            return 0, 0  # nobody holds anything
         return sum(gone for gone, _ in answers), sum(left for _, left in answers)
 
     async def _keep_asking(self) -> None:
         while True:
-            await asyncio.sleep(REPORT_SECONDS)
+            await asyncio.sleep(_REPORT_SECONDS)
             await self._ask_all()
 
     async def _ask_all(self) -> None:
-        """Of each replica its report; a replica that died meanwhile is left out."""
+        """Of each replica its report; one that died meanwhile is left out.
+
+        While one is too busy to answer, what all said last holds: Serve itself replaces one that hangs.
+        """
         try:
             answers = await self._replicas.broadcast("report").results_async(
-                timeout_s=REPORT_SECONDS, return_exceptions=True
+                timeout_s=_ANSWER_SECONDS, return_exceptions=True
             )
-        except (DeploymentUnavailableError, TimeoutError):
+        except DeploymentUnavailableError:
             answers = []
+        except (RayError, TimeoutError) as error:
+            log.warning("not every worker told how it is: %r", error)
+            return
         self._reports.replace([told for told in answers if not isinstance(told, BaseException)])

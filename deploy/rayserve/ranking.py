@@ -21,7 +21,7 @@ def rank(
     patience: seconds to wait for a holder of the model, where there is one, before any other is tried.
     """
     holders = [replica for replica, models in held.items() if model in models]
-    others = [replica for replica in held if replica not in set(holders)]
+    others = [replica for replica, models in held.items() if model not in models]
     groups = [_few(holders, sample)]
     if not holders or waited > patience:
         least = min((len(held[replica]) for replica in others), default=0)

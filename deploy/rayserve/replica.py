@@ -29,7 +29,7 @@ class Replica:
         logging.basicConfig(level=config.log_level, format="%(levelname)-7s| %(name)s | %(message)s")
         self._catalog = catalog(config.default_model, **config.row)
         self._models = ModelManager(self._catalog, model_options(**config.loading))
-        # Ray scrubs a worker's name for itself, not its process id: what tells replicas apart in reports.
+        # No two processes of a cluster share both.
         self._name = f"{os.uname().nodename}:{os.getpid()}"
         self._mux = BatchMux(self._models.acquire, BatchPolicy(**config.batching), on_fatal=_end)
         self._mux.start()

@@ -7,14 +7,14 @@ replica is asked what it really holds.
 import random
 import time
 
-from ray.serve.request_router import LocalityMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from deploy.rayserve.ranking import rank
 
 SPILL_SECONDS = 2.0
 
 
-class HoldsTheWeights(LocalityMixin, RequestRouter):  # type: ignore[misc]  # Ray has no types
+class HoldsTheWeights(RequestRouter):  # type: ignore[misc]  # Ray has no types
     """spill_seconds: for how long a request waits for room where its model is, before it goes where the
     model must be loaded first. Without anybody who holds it, it goes at once to who holds least."""
 

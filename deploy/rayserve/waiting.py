@@ -54,6 +54,8 @@ class Waiting:
         self, request: InferenceRequest, on_progress: OnProgress | None = None
     ) -> InferenceResult:
         self.admit()
+        if request.id in self._live:
+            raise ValueError(f"a live request has the id {request.id!r}")
         live = self._live[request.id] = _Live(request)
 
         def tell(progress: Progress) -> None:

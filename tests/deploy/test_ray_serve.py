@@ -25,7 +25,11 @@ EVENTS = {"Accept": "text/event-stream"}
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
     (folder / "broken.safetensors").write_bytes(b"no LoRA")
-    with running_fleet(folder, USER_LORAS=f"broken={folder / 'broken.safetensors'}") as running:
+    with running_fleet(
+        folder,
+        USER_LORAS=f"broken={folder / 'broken.safetensors'}",
+        ALLOWED_MODELS="pocket-edit,pocket-sdxl",
+    ) as running:
         yield running
 
 
@@ -189,6 +193,24 @@ def test_a_job_of_the_queue_is_done_by_a_replica(fleet: Fleet) -> None:
         return bool(fleet.request("GET", f"/v2/local/status/{id}").json()["status"] == "COMPLETED")
 
     fleet.until(done)
+
+
+def test_each_model_stays_where_its_weights_are(fleet: Fleet) -> None:
+    """Two models, two replicas with room for one each: taking turns must not make them swap."""
+
+    def alternate(times: int) -> None:
+        for number in range(times):
+            assert fleet.run(wishes(number)).status == 200
+            painted = {"model": "pocket-sdxl", "prompt": "a tree", "width": 64, "height": 64}
+            assert fleet.run(painted | {"num_inference_steps": 1, "seed": number}).status == 200
+
+    def loads() -> int:
+        return sum(told["loads"] for told in fleet.replicas().values())
+
+    alternate(10)  # until each knows its own
+    before = loads()
+    alternate(15)
+    assert loads() == before
 
 
 def test_the_probes_speak_for_the_fleet(fleet: Fleet) -> None:

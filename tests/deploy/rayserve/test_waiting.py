@@ -126,6 +126,20 @@ def test_everyone_has_a_place() -> None:
     play(9, scene)
 
 
+def test_two_live_requests_have_two_ids() -> None:
+    """Else the end of one would be taken for the other's."""
+
+    async def scene(far: Far, waiting: Waiting, enter: Callable[[str], Awaitable[Task]]) -> None:
+        task = await enter("a")
+        with pytest.raises(ValueError, match="live"):
+            await waiting(make_request("a"))
+        far.answer("a")
+        await task
+        assert waiting.counts["accepted"] == 1
+
+    play(9, scene)
+
+
 def test_a_deadline_holds_while_nobody_has_taken_the_request() -> None:
     """No replica's clock runs for what no replica has."""
 
