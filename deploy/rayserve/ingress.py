@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 import settings
 from api.intake import ImageIntake
-from api.stream import Event
+from api.stream import Event, Failed
 from core.errors import CapacityError
 from core.request import InferenceRequest
 from deploy.rayserve.report import Reports
@@ -111,6 +111,9 @@ class Ingress:
             answers = await self._replicas.broadcast("purge", model).results_async()
         except DeploymentUnavailableError:
             return 0, 0  # nobody holds anything
+        for answer in answers:
+            if isinstance(answer, Failed):
+                raise answer.error
         return sum(gone for gone, _ in answers), sum(left for _, left in answers)
 
     async def _keep_asking(self) -> None:

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import settings
-from api.stream import Event, events
+from api.stream import Event, Failed, events
 from batching.mux import BatchMux, BatchPolicy
+from core.errors import ServingError
 from core.request import InferenceRequest
 from core.service import Health, port
 from core.stats import Stats
@@ -49,9 +50,12 @@ class Replica:
             stats=Stats.of(self._mux.stats, self._models.counts),
         )
 
-    async def purge(self, model: str | None) -> tuple[int, int]:
-        """See ``api.dialect.Purge``."""
-        return await asyncio.wrap_future(self._mux.between(self._models.evict, model))
+    async def purge(self, model: str | None) -> tuple[int, int] | Failed:
+        """See ``api.dialect.Purge``. A refusal is returned: raised, it would come in a wrapping of Ray's."""
+        try:
+            return await asyncio.wrap_future(self._mux.between(self._models.evict, model))
+        except ServingError as error:
+            return Failed(error)
 
     def record_routing_stats(self) -> dict[str, list[str]]:
         """Serve asks every few seconds, for ``routing.HoldsTheWeights``. What is being loaded counts."""

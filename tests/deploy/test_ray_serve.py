@@ -213,6 +213,13 @@ def test_each_model_stays_where_its_weights_are(fleet: Fleet) -> None:
     assert loads() == before
 
 
+def test_a_purge_reaches_every_replica(fleet: Fleet) -> None:
+    """Who asks for memory back means all of it."""
+    told = fleet.post("/v1/models/purge", b"{}").json()
+    assert (told["removed"], told["remaining"]) == (len(fleet.replicas()), 0)
+    assert fleet.run(wishes(3)).status == 200
+
+
 def test_the_probes_speak_for_the_fleet(fleet: Fleet) -> None:
     """One address, one answer, whichever machines are behind it."""
     assert fleet.request("GET", "/ready").status == 200
