@@ -156,8 +156,9 @@ def ask(port: int, method: str, path: str, body: bytes | None = None) -> int:
 
 
 def edit(number: int) -> bytes:
+    """Of a text and a picture that no other number has, so that no cache knows them."""
     out = io.BytesIO()
-    Pillow.new("RGB", (SIDE, SIDE), (200, 120, number % 256)).save(out, "PNG")
+    Pillow.new("RGB", (SIDE, SIDE), (number % 256, number // 256 % 256, number // 65536)).save(out, "PNG")
     wishes = {
         **{"prompt": f"make it night {number}", "image": base64.b64encode(out.getvalue()).decode()},
         **{"width": SIDE, "height": SIDE, "num_inference_steps": STEPS, "seed": number},
@@ -174,7 +175,7 @@ def timed(port: int, number: int) -> tuple[float, int]:
 
 def measure(server: Server, first: int, requests: int) -> Round:
     """Edits ``first`` to ``first + requests``, from all clients."""
-    alone = [timed(server.port, 100_000 + first + number)[0] for number in range(10)]
+    alone = [timed(server.port, 1_000_000 + first + number)[0] for number in range(10)]
     before = server.steps()
     began = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as clients:
@@ -220,9 +221,9 @@ def main() -> int:
         for count in (2, 1):
             replicas.scale(count)
             for server in (process, replicas):
-                measure(server, 50_000, 2 * CLIENTS)  # every replica has worked before it counts
+                measure(server, 500_000 + 1000 * count, 2 * CLIENTS)  # every replica has worked before it counts
             for number in range(options.rounds):
-                first = 1000 * number
+                first = 1000 * (options.rounds * count + number)
                 alone[count].append(measure(process, first, options.requests))
                 fleets[count].append(measure(replicas, first, options.requests))
     both = alone[2] + alone[1]
