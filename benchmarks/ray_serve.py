@@ -221,7 +221,8 @@ def main() -> int:
         for count in (2, 1):
             replicas.scale(count)
             for server in (process, replicas):
-                measure(server, 500_000 + 1000 * count, 2 * CLIENTS)  # every replica has worked before it counts
+                # Every replica has worked before it counts.
+                measure(server, 500_000 + 1000 * count, 2 * CLIENTS)
             for number in range(options.rounds):
                 first = 1000 * (options.rounds * count + number)
                 alone[count].append(measure(process, first, options.requests))
