@@ -2,13 +2,14 @@
 # pip's own configuration decides where packages come from (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf).
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test clients check lint types fix bench pocket-eval
+.PHONY: help run serve test clients ray ray-bench check lint types fix bench pocket-eval
 .DELETE_ON_ERROR:
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 BENCHES := mux_overhead scheduler_sim http_load denoising image_path step_batching pocket_edit gpu job_store http_overhead loading memory
+RAY_BENCHES := ray_serve
 MODEL := $(or $(DEFAULT_MODEL),pocket-edit)
 
 help: ## show this list
@@ -26,6 +27,12 @@ test: $(VENV)/.dev ## run the tests, in two processes; each file in one of them
 
 clients: $(VENV)/.dev $(VENV)/.clients out/clients/.made ## run other people's clients against a server here; needs node and npm
 	$(PY) -m pytest -m clients tests/clients
+
+ray: $(VENV)/.dev out/ray/.made ## run two replicas under Ray Serve here, and kill one; takes some minutes
+	out/ray/bin/python -m pytest -m ray tests/deploy
+
+ray-bench: $(VENV)/.dev out/ray/.made ## compare a fleet under Ray Serve with one process; takes some minutes
+	out/ray/bin/python -m benchmarks.$(RAY_BENCHES)
 
 check: lint types test ## everything that must hold before a commit: format, lint, types, tests
 
@@ -64,6 +71,14 @@ $(VENV)/.runtime: requirements.txt | $(PY)
 out/clients/.made: requirements-clients.txt | $(PY)
 	$(PY) -m venv out/clients
 	out/clients/bin/python -m pip install --quiet --disable-pip-version-check -r $< pillow
+	@touch $@
+
+# It sees what is installed in $(VENV) and adds to it, so that Ray changes nothing there.
+out/ray/.made: requirements-ray.txt $(VENV)/.dev
+	$(PY) -m venv out/ray
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(out/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/worker.pth"
+	out/ray/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # The development requirements include the others, so both stamps are fresh afterwards.

@@ -3,14 +3,15 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from api.dialect import ApiOptions, Services
+from api.dialect import ApiOptions, Purge, Services
 from api.fetch import GuardedFetch
 from api.files import FileOptions, FileStore
 from api.flat import FlatDialect
@@ -35,6 +36,9 @@ from serverless.output import MB, OutputGuard, refusal
 from settings import MIB, Settings, on_runpod
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from api.job_service import JobService
     from api.tracing import Tracing
 
 log = logging.getLogger("batchmux")
@@ -106,55 +110,22 @@ class Modes:
         counts:       what the mux and the models have counted, for /metrics.
         purge: throws a model, or all, out of memory; see ``api.dialect.Purge``.
         """
-        from api.app import create_app
-        from api.metrics import Metrics
         from api.server import ServerOptions, serve
 
         settings = self.settings
         for warning in access.warnings(settings):
             log.warning(warning)
-        tracing = _tracing(settings.otel_exporter_otlp_endpoint)
-        stats = partial(Stats.of, *counts)
-        metrics = Metrics(health, stats)
-        submit = metrics.counted(self.submit if tracing is None else tracing.traced(self.submit))
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds
         )
-        files = FileStore(
-            FileOptions(
-                folder=settings.data_dir,
-                base_url=settings.base_url,
-                keep_seconds=settings.keep_files_hours * 3600,
-                keep_bytes=int(settings.keep_files_gb * 10**9),
-            )
-        )
-        with durable_jobs(settings, self._execution(submit), concurrency=self._slots) as jobs:
-            app = create_app(
-                submit,
-                self.catalog,
-                health,
-                ApiOptions(
-                    max_body_bytes=settings.max_body_mb * MIB,
-                    output_format=settings.output_format,
-                    images_response_format=settings.images_default_response_format,
-                    timeout=settings.request_timeout_seconds,
-                    generation_timeout=settings.generation_timeout_seconds or None,
-                    max_queue=settings.max_queue,
-                    profile=settings.api_profile,
-                    log_prompts=settings.log_prompts,
-                    metrics_enabled=settings.metrics_enabled,
-                ),
-                intake=self.intake,
-                admit=admit,
-                files=files,
-                metrics=metrics,
-                progress=progress,
-                purge=lambda name: asyncio.wrap_future(purge(name)),
-                stats=stats,
-                access=access.options(settings),
-                tracing=tracing,
-                job_runner=None if jobs is None else jobs.runner,
-            )
+        with self.application(
+            health,
+            admit,
+            partial(Stats.of, *counts),
+            progress,
+            lambda name: asyncio.wrap_future(purge(name)),
+            jobs_at_once=self._slots,
+        ) as (app, jobs):
 
             def listening() -> None:
                 if jobs is not None:
@@ -168,6 +139,64 @@ class Modes:
                     queued.result()
 
             serve(app, options, drain=drain_both, on_listening=listening)
+
+    @contextmanager
+    def application(
+        self,
+        health: HealthProbe,
+        admit: Admit,
+        stats: Callable[[], Stats],
+        progress: Callable[[str], Progress | None],
+        purge: Purge,
+        *,
+        jobs_at_once: int,
+    ) -> "Iterator[tuple[ASGIApp, JobService | None]]":
+        """The HTTP application, and the jobs it keeps, which who serves it starts and drains."""
+        from api.app import create_app
+        from api.metrics import Metrics
+
+        settings = self.settings
+        tracing = _tracing(settings.otel_exporter_otlp_endpoint)
+        metrics = Metrics(health, stats)
+        submit = metrics.counted(self.submit if tracing is None else tracing.traced(self.submit))
+        files = FileStore(
+            FileOptions(
+                folder=settings.data_dir,
+                base_url=settings.base_url,
+                keep_seconds=settings.keep_files_hours * 3600,
+                keep_bytes=int(settings.keep_files_gb * 10**9),
+            )
+        )
+        with durable_jobs(settings, self._execution(submit), concurrency=jobs_at_once) as jobs:
+            yield (
+                create_app(
+                    submit,
+                    self.catalog,
+                    health,
+                    ApiOptions(
+                        max_body_bytes=settings.max_body_mb * MIB,
+                        output_format=settings.output_format,
+                        images_response_format=settings.images_default_response_format,
+                        timeout=settings.request_timeout_seconds,
+                        generation_timeout=settings.generation_timeout_seconds or None,
+                        max_queue=settings.max_queue,
+                        profile=settings.api_profile,
+                        log_prompts=settings.log_prompts,
+                        metrics_enabled=settings.metrics_enabled,
+                    ),
+                    intake=self.intake,
+                    admit=admit,
+                    files=files,
+                    metrics=metrics,
+                    progress=progress,
+                    purge=purge,
+                    stats=stats,
+                    access=access.options(settings),
+                    tracing=tracing,
+                    job_runner=None if jobs is None else jobs.runner,
+                ),
+                jobs,
+            )
         if tracing is not None:
             tracing.close()
 

@@ -1,0 +1,1 @@
+"""The parts of ``deploy/ray_serve.py``: one application on many machines, under Ray Serve."""
