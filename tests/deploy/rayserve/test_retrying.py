@@ -42,7 +42,7 @@ def begun(step: int = 1) -> Progress:
 
 def done(id: str, mates: tuple[str, ...] = ()) -> Done:
     image = Image(pixels=b"abc", width=1, height=1)
-    return Done(InferenceResult(id=id, image=image, model="paint", seed=0, steps=4, mates=mates))
+    return Done(InferenceResult(id=id, output=image, model="paint", seed=0, steps=4, mates=mates))
 
 
 def submit(

@@ -32,7 +32,7 @@ class Far:
 
     def answer(self, id: str) -> None:
         picture = paint(make_request(id), 4)
-        result = InferenceResult(id=id, image=picture, model="paint", seed=0, steps=4)
+        result = InferenceResult(id=id, output=picture, model="paint", seed=0, steps=4)
         self.answers[id].set_result(result)
 
 
