@@ -137,6 +137,11 @@ class Balancer:
         best = min(free, key=lambda standing: self._cost(standing, model, now))
         return Pick(best.name)
 
+    def has_room(self, now: float) -> bool:
+        """Whether any server could take any request."""
+        most = self.policy.max_outstanding
+        return any(each.usable(now) and each.outstanding < most for each in self._standings.values())
+
     def _cost(self, standing: Standing, model: str | None, now: float) -> tuple[bool, bool, float, int]:
         cost = standing.load
         if model is not None and not standing.holds(model, now, self.policy.remember_seconds):

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "pipelines": {"core", "pipelines"},
     "api": {"core", "api"},
     "serverless": {"core", "api", "settings", "serverless"},
+    "main": {"gateway"},
     "handler": {
         *("settings", "core", "batching", "api", "serverless"),
         *("pipelines.registry", "pipelines.manager", "pipelines.download"),
