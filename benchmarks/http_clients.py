@@ -35,9 +35,9 @@ class Tally:
                 self.latencies.append(received - sent)
 
 
-def call(port: int, request: bytes, tally: Tally) -> bytes:
+def call(port: int, request: bytes, tally: Tally, room_for: int) -> bytes:
     """Send, wait for the whole answer, send again, until the window is over; the last answer."""
-    buffer = bytearray(4 * 2**20)
+    buffer = bytearray(room_for)
     room = memoryview(buffer)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -66,6 +66,7 @@ def main() -> None:
     arguments.add_argument("--warm-up", type=float, required=True)
     arguments.add_argument("--seconds", type=float, required=True)
     arguments.add_argument("--sample", type=Path, required=True, help="where one answer's body is put")
+    arguments.add_argument("--buffer", type=int, default=4 * 2**20, help="bytes of the largest answer")
     options = arguments.parse_args()
     body = options.body.read_bytes()
     head = (
@@ -74,7 +75,8 @@ def main() -> None:
     )
     tally = Tally(time.perf_counter() + options.warm_up, options.seconds)
     with ThreadPoolExecutor(options.clients) as pool:
-        calls = [pool.submit(call, options.port, head.encode() + body, tally) for _ in range(options.clients)]
+        sent = head.encode() + body
+        calls = [pool.submit(call, options.port, sent, tally, options.buffer) for _ in range(options.clients)]
         samples = [done.result() for done in calls]
     options.sample.write_bytes(samples[0])
     print(

@@ -13,8 +13,8 @@ class Outcome(Enum):
     """How one request, or one probe, ended at its server."""
 
     GOOD = "good"
-    BROKEN = "broken"  # no connection, one cut off, silence, or something that is no HTTP
-    ERROR = "error"  # an answer that says that the server itself failed
+    BROKEN = "broken"  # nobody there
+    ERROR = "error"  # there, and it failed: an answer that says so, one cut off, silence, no HTTP
     NEUTRAL = "neutral"  # the caller left, or the server refused for want of room: says nothing of its state
 
 
@@ -49,7 +49,7 @@ class Standing:
     work: float = 0.0
     reported: float = 0.0
     failures: int = 0  # in a row
-    errors: int = 0  # of them, answers: which a probe's good answer does not outweigh
+    errors: int = 0  # of them, ERROR: which a probe's good answer does not outweigh
     trips: int = 0  # ejections since a request last went well
     ejected_until: float | None = None
     trial: bool = False  # the one request of a half-open server is on its way
@@ -196,8 +196,8 @@ class Balancer:
     ) -> None:
         """What a look at its health gave. ``waiting``: all work there by its own count, ours included.
 
-        An answer ends an ejection for silence, once its time is over. One for wrong answers is ended by a
-        request alone: a server that fails every request may well report that it is healthy.
+        An answer ends the ejection of a server that was not there, once its time is over. That of one which
+        failed is ended by a request alone: a server that fails every request may well say that it is healthy.
         """
         standing = self._standings.get(name)
         if standing is None:

@@ -20,7 +20,7 @@ from gateway.upstream import Upstream
 
 log = logging.getLogger("batchmux.gateway")
 
-_REFUSED: Final = (429, 503)  # with the body not asked for: for want of room, or because it is leaving
+_REFUSED: Final = (429, 503)
 _FAILED: Final = (500, 502, 503)
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "PUT"})
 _MOST_TRIES: Final = 4
@@ -54,7 +54,7 @@ class Held:
         self._counted = False
         outcome = _outcome(self.reply)
         if cut or left:
-            outcome = Outcome.BROKEN if cut else Outcome.NEUTRAL
+            outcome = Outcome.ERROR if cut else Outcome.NEUTRAL
         self._fleet.release(self.upstream, outcome)
 
 
@@ -100,7 +100,8 @@ class Relay:
                 reply = await upstream.ask(ask)
             except Unanswered as error:
                 left = ask.body.gone
-                self._fleet.release(upstream, Outcome.NEUTRAL if left else Outcome.BROKEN)
+                found = Outcome.BROKEN if error.unreached else Outcome.ERROR
+                self._fleet.release(upstream, Outcome.NEUTRAL if left else found)
                 failure = _failure(error)
                 again = self._may_go_on(ask, error)
                 if left or again is None or tries >= _MOST_TRIES or not self._fleet.balancer.may_retry():
@@ -112,7 +113,8 @@ class Relay:
                 self._fleet.release(upstream, Outcome.NEUTRAL)
                 raise
             held = Held(self._fleet, upstream, reply)
-            if reply.status in _REFUSED and not ask.body.sent and not ask.body.empty:
+            if (reply.status == 429 or reply.status >= 500) and not (ask.body.sent or ask.body.empty):
+                # With the body not asked for: nothing was executed, and another may have room.
                 self._rest(upstream, reply)
                 if self._fleet.balancer.may_retry():
                     refused = held

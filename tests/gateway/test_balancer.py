@@ -114,7 +114,7 @@ def test_what_was_under_way_at_the_ejection_does_not_prolong_it() -> None:
     assert balance.pick(1.0).name == "a"
 
 
-def test_a_probe_ends_an_ejection_for_silence_and_not_one_for_wrong_answers() -> None:
+def test_a_probe_ends_the_ejection_of_an_absent_server_and_not_of_a_failing_one() -> None:
     """A server that fails every request may answer its health check all the while."""
     balance = balancer()
     fail(balance, "a", 5)
