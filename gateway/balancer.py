@@ -180,10 +180,10 @@ class Balancer:
             self._failed(standing, now, outcome)
 
     def rest(self, name: str, now: float, seconds: float) -> None:
-        """It refused for want of room: others go first for so long, but it is not out."""
+        """It has no room, or is leaving: others go first for so long, but it is not out. 0 ends that."""
         standing = self._standings.get(name)
         if standing is not None:
-            standing.resting_until = max(standing.resting_until, now + seconds)
+            standing.resting_until = now + seconds
 
     def probed(
         self,

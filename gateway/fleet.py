@@ -51,7 +51,7 @@ class Fleet:
         self._probed = float("-inf")
         self._probing: asyncio.Future[None] | None = None
         self._waiting: dict[asyncio.Future[Upstream], _Wish] = {}
-        self._holders: OrderedDict[str, str] = OrderedDict()
+        self.holders_known: OrderedDict[str, str] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -141,14 +141,14 @@ class Fleet:
                 return
 
     def remember(self, job: str, upstream: Upstream) -> None:
-        self._holders[job] = upstream.name
-        self._holders.move_to_end(job)
-        if len(self._holders) > _REMEMBERED:
-            self._holders.popitem(last=False)
+        self.holders_known[job] = upstream.name
+        self.holders_known.move_to_end(job)
+        if len(self.holders_known) > _REMEMBERED:
+            self.holders_known.popitem(last=False)
 
     def holders(self, job: str, path: str) -> list[Upstream]:
         """All that may hold a job, the likeliest first; drained ones too, for their jobs are still there."""
-        known = self._holders.get(job)
+        known = self.holders_known.get(job)
         able = [upstream for upstream in self.upstreams.values() if upstream.takes(path)]
         return sorted(able, key=lambda upstream: upstream.name != known)
 
@@ -189,8 +189,8 @@ class Fleet:
             return
         self.seen[upstream.name] = health
         now = self.clock()
-        if health.state in ("draining", "failed"):
-            self.balancer.rest(upstream.name, now, _RESTING_SECONDS)
+        leaving = health.state in ("draining", "failed")
+        self.balancer.rest(upstream.name, now, _RESTING_SECONDS if leaving else 0.0)
         self.balancer.probed(upstream.name, now, Outcome.GOOD, loaded=health.loaded, waiting=health.waiting)
 
     def add(self, upstream: Upstream) -> None:

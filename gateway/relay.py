@@ -5,13 +5,15 @@ given away is asked again at the same server alone, and only if that server keep
 """
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 from core.errors import ExecutionError, ServingError, UpstreamError
 from gateway.asking import Ask, CutOff, Reply, Unanswered
 from gateway.balancer import Outcome
-from gateway.body import model_in
+from gateway.body import PEEK, model_in
+from gateway.everywhere import ask_all
 from gateway.fleet import Fleet
 from gateway.headers import value_of
 from gateway.refusals import BROKEN, SILENT, UNAVAILABLE, UNREACHED
@@ -67,6 +69,10 @@ class Relay:
         kind = kind_of(ask.method, ask.path)
         if kind is Kind.JOB:
             return await self._to_its_holder(ask)
+        if kind is Kind.EVERYWHERE:
+            able = [each for each in self._fleet.upstreams.values() if each.takes(ask.path)]
+            if len(able) > 1:
+                return await self._to_all(ask, able)
         return await self._to_the_best(ask)
 
     async def _to_the_best(self, ask: Ask) -> Held:
@@ -180,6 +186,13 @@ class Relay:
             await absent.done()
         fault = UpstreamError("no_upstream", "the server that may hold this cannot be reached; try again")
         raise Failure(fault, UNAVAILABLE)
+
+    async def _to_all(self, ask: Ask, able: Sequence[Upstream]) -> Held:
+        """One answer made of all; raises ``Failure`` where nobody answers."""
+        if not ask.body.empty:
+            await ask.body.whole(PEEK - 1)
+        first, told = await ask_all(ask, [each for each in able if self._fleet.reachable(each)])
+        return Held(self._fleet, first, told, counted=False)
 
     async def _learn(self, held: Held) -> None:
         """Which job an answer names: an answer that is short enough to be looked into."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from api import runpod_queue
 from api.flat import FlatDialect
+from api.gate import AccessOptions
 from api.intake import ImageIntake
 from api.job_record import StoreLimits
 from api.job_service import JobService, job_service
@@ -85,6 +86,7 @@ def queueing(
     passthrough: Passthrough | None = None,
     output_limit: int = 18_000_000,
     concurrency: int = 4,
+    access: AccessOptions | None = None,
 ) -> Iterator[Queue]:
     def keeping(submit: Submit, intake: ImageIntake) -> AbstractContextManager[JobService | None]:
         flat = FlatDialect(catalog=CATALOG, intake=intake, timeout=600)
@@ -99,7 +101,7 @@ def queueing(
             concurrency=concurrency,
         )
 
-    with serving(keeping=keeping) as served:
+    with serving(keeping=keeping, access=access) as served:
         yield Queue(served)
 
 

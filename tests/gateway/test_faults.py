@@ -5,6 +5,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from core.errors import ExecutionError
 from tests.api.serving import Served, serving
 from tests.gateway.fronting import (
     FaultProxy,
@@ -95,7 +96,7 @@ def test_a_run_of_server_errors_ejects_and_none_is_computed_twice(
 ) -> None:
     """The worker reports itself healthy all the while, so its probes must not bring it back."""
     fronted, _, (first, second) = shaky
-    first.painter.fault = RuntimeError("a card that only makes mistakes")
+    first.painter.fault = ExecutionError("pipeline_error", "a card that only makes mistakes")
     done = load(fronted.client, range(5000, 5200))
     done.check()
     failed = 200 - done.good
