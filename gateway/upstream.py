@@ -196,7 +196,11 @@ def _offering(options: Connecting, habits: Habits) -> type[aiohttp.ClientRequest
                 writer.send_headers()
                 await writer.drain()
                 seconds = options.silent_seconds if habits.continues else options.continue_seconds
-                await asyncio.wait((waiting,), timeout=seconds)
+                try:
+                    await asyncio.wait((waiting,), timeout=seconds)
+                except BaseException:  # answered without it: the server still reads this connection as a body
+                    conn.close()
+                    raise
                 if waiting.done():
                     habits.continues = True
                 elif habits.continues:
