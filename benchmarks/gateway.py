@@ -3,7 +3,7 @@
 The same server is asked directly, through nginx as a plain proxy (where nginx is installed) and through the
 gateway, in one run. Server and proxy share two cores; the callers (closed loops) have the others.
 
-- hop: 32 callers; each answer takes 50 to 150 ms of waiting and no work, so callers do not fall into step.
+- hop: 32 callers out of step; each answer takes 100 ms of waiting and no work.
 - rate: 32 callers, answers at once: what the two cores can pass on, the server's own work included.
 - memory: 8 callers, 10 MB up and 10 MB down at once.
 

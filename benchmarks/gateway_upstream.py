@@ -9,10 +9,14 @@ from api.server import ServerOptions, serve
 
 
 class Waiting:
-    """ASGI. About ``seconds``, half to one and a half of them, before each answer of ``size`` bytes."""
+    """ASGI. ``seconds`` before each answer of ``size`` bytes; up to twice as many before a connection's first.
+
+    So callers who begin together do not go on in step, which would measure how a burst is served.
+    """
 
     def __init__(self, seconds: float, size: int) -> None:
         self._seconds = seconds
+        self._known: set[Any] = set()
         self._answer = b'{"image":"' + b"A" * max(0, size - 12) + b'"}'
         self._health = b'{"state":"ready","jobs":{},"loaded_models":[]}'
 
@@ -22,7 +26,9 @@ class Waiting:
             more = (await receive()).get("more_body", False)
         probe = scope["path"] == "/health"
         if self._seconds and not probe:
-            await asyncio.sleep(self._seconds * (0.5 + random.random()))
+            first = scope["client"] not in self._known
+            self._known.add(scope["client"])
+            await asyncio.sleep(self._seconds * (1 + random.random() * first))
         answer = self._health if probe else self._answer
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

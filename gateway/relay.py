@@ -7,6 +7,7 @@ given away is asked again at the same server alone, and only if that server keep
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from typing import Final
 
 from core.errors import ExecutionError, ServingError, UpstreamError
@@ -84,7 +85,8 @@ class Relay:
             )
         self._fleet.balancer.earn()
         tried: set[str] = set()
-        only: str | None = None
+        keepers = self._keepers(ask)
+        only = keepers[0] if keepers else None
         tries = 0
         refused: Held | None = None
         failure = Failure(UpstreamError("no_upstream", "no server can take this now"), UNAVAILABLE)
@@ -94,8 +96,8 @@ class Relay:
             except ServingError as error:
                 if refused is not None:  # says best why nobody took it
                     return refused
-                if tried or only or error.code == "queue_full":
-                    raise (failure if tried or only else Failure(error, UNAVAILABLE)) from None
+                if tried or error.code == "queue_full":
+                    raise (failure if tried else Failure(error, UNAVAILABLE)) from None
                 raise Failure(error, self._why_nobody()) from None
             if refused is not None:
                 await refused.done()
@@ -112,8 +114,11 @@ class Relay:
                 again = self._may_go_on(ask, error)
                 if left or again is None or tries >= _MOST_TRIES or not self._fleet.balancer.may_retry():
                     raise failure from None
-                only = upstream.name if again == "there" else only
-                tried -= {only} if only else set()
+                if again == "there":
+                    tried.discard(upstream.name)
+                    only = upstream.name
+                elif keepers:
+                    only = next((name for name in keepers if name not in tried), only)
                 continue
             except BaseException:
                 self._fleet.release(upstream, Outcome.NEUTRAL)
@@ -124,6 +129,8 @@ class Relay:
                 self._rest(upstream, reply)
                 if self._fleet.balancer.may_retry():
                     refused = held
+                    if keepers:
+                        only = next((name for name in keepers if name not in tried), only)
                     continue
             if makes_a_job(ask.path):
                 await self._learn(held)
@@ -139,6 +146,24 @@ class Relay:
             return "elsewhere"
         kept = makes_a_job(ask.path) and value_of(ask.headers, b"idempotency-key")
         return "there" if kept and ask.body.complete and not error.silent else None
+
+    def _keepers(self, ask: Ask) -> list[str]:
+        """Where a job with an ``Idempotency-Key`` may be, the likeliest first: the same for every process.
+
+        Rendezvous hashing (Thaler and Ravishankar 1998) of the servers that can be asked: while one is out,
+        its keys alone go elsewhere.
+        """
+        key = value_of(ask.headers, b"idempotency-key") if makes_a_job(ask.path) else ""
+        if not key:
+            return []
+        fleet = self._fleet
+        now = fleet.clock()
+        able = [
+            each.name
+            for each in fleet.balancer.standings
+            if each.usable(now) and fleet.upstreams[each.name].takes(ask.path)
+        ]
+        return sorted(able, key=lambda name: blake2b(f"{name} {key}".encode(), digest_size=8).digest())
 
     def _why_nobody(self) -> str:
         """Of all that is known of servers that are out, what an operator should look at."""

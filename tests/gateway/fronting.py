@@ -73,6 +73,7 @@ class FaultProxy:
     def __init__(self, target: int) -> None:
         self.target = target
         self.fault = ""
+        self.once = False  # the fault is over when it has hit a request
         self.hits: Counter[str] = Counter()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -149,6 +150,7 @@ class _Pair:
                         self.fault = ""
                     if self.fault and not health:
                         self.proxy.hits[self.fault] += 1
+                        self.proxy.fault = "" if self.proxy.once else self.fault
                     if await self._at_once():
                         return
                 await self._pass_up(chunk)

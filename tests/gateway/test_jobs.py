@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.api.queueing import Queue, queueing, wishes
 from tests.api.serving import Served
-from tests.gateway.fronting import Fronted, fronting, until
+from tests.gateway.fronting import FaultProxy, Fronted, fronting, until
 
 
 @pytest.fixture
@@ -104,3 +104,38 @@ def test_files_are_found_at_the_worker_that_kept_them(queues: tuple[Fronted, lis
         picture = fronted.client.get(url.partition(str(fronted.client.port))[2])
         assert picture.status == 200
         assert picture.body[1:4] == b"PNG"
+
+
+def test_the_same_key_is_the_same_job(queues: tuple[Fronted, list[Queue], Queue]) -> None:
+    """Whichever process of the gateway takes the second try: it must reach the worker that keeps the key."""
+    fronted, workers, through = queues
+    for number in range(4):
+        key = {"Idempotency-Key": f"key-{number}"}
+        answers = [through.post("run", {"input": wishes(number)}, key) for _ in range(3)]
+        assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(fronted.client.get("/jobs").json()["jobs"]) == 4
+    ports = [worker.served.client.port for worker in workers]
+    with fronting(ports[::-1]) as other:
+        until(lambda: len(other.gateway.fleet.seen) == 2)
+        again = Queue(Served(other.client, workers[0].painter, workers[0].served.probe, int))
+        again.post("run", {"input": wishes(0)}, {"Idempotency-Key": "key-0"})
+        assert len(other.client.get("/jobs").json()["jobs"]) == 4
+
+
+@pytest.mark.parametrize("key", [{"Idempotency-Key": "mine"}, {}])
+def test_a_job_that_was_given_away_is_asked_again_only_by_its_key(
+    tmp_path: Path, key: dict[str, str]
+) -> None:
+    """The answer was lost on its way; the worker knows the key and names the same job."""
+    with (
+        queueing(tmp_path) as queue,
+        closing(FaultProxy(queue.served.client.port)) as proxy,
+        fronting([proxy.port]) as fronted,
+    ):
+        until(lambda: bool(fronted.gateway.fleet.seen))
+        proxy.fault, proxy.once = "reset_after", True
+        through = Queue(Served(fronted.client, queue.painter, queue.served.probe, int))
+        answer = through.post("run", {"input": wishes()}, key)
+        assert answer.status == (200 if key else 502)
+        assert proxy.hits == {"reset_after": 1}
+        assert len(queue.served.client.get("/jobs").json()["jobs"]) == 1
