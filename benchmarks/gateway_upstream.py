@@ -9,7 +9,7 @@ from api.server import ServerOptions, serve
 
 
 class Waiting:
-    """ASGI. ``seconds`` before each answer of ``size`` bytes; up to twice as many before a connection's first.
+    """ASGI. ``seconds`` before each answer of ``size`` bytes; up to twice as many for a connection's first.
 
     So callers who begin together do not go on in step, which would measure how a burst is served.
     """

@@ -25,6 +25,7 @@ _NESTS: Final = ("input", "params", "openai_input")
 class Body:
     """``gone``: the caller closed the connection. ``sent``: a server was given some of it.
 
+    fault: what is wrong with it, found while it was passed on.
     declared: its length in bytes, None where it comes in chunks. limit: most bytes.
     """
 
@@ -40,6 +41,7 @@ class Body:
         self.declared = declared
         self.gone = False
         self.sent = False
+        self.fault: RequestError | None = None
         if declared is not None and declared > limit:
             raise self._too_large()
 
@@ -86,9 +88,10 @@ class Body:
             async with asyncio.timeout(_STALL_SECONDS):
                 message = await self._receive()
         except TimeoutError:
-            raise RequestError(
+            self.fault = RequestError(
                 "request_timeout", f"the body stood still for {_STALL_SECONDS:g} s; send it faster"
-            ) from None
+            )
+            raise self.fault from None
         if message["type"] == "http.disconnect":
             self.gone = True
             return b""
@@ -96,7 +99,8 @@ class Body:
         self._more = message.get("more_body", False)
         self._size += len(chunk)
         if self._size > self._limit:
-            raise self._too_large()
+            self.fault = self._too_large()
+            raise self.fault
         if not self._more:
             self._watch()
         return chunk

@@ -62,11 +62,17 @@ class Fleet:
         return sum(standing.outstanding for standing in self.balancer.standings)
 
     async def take(
-        self, path: str, *, model: str | None, tried: Collection[str] = (), only: str | None = None
+        self,
+        path: str,
+        *,
+        model: str | None,
+        tried: Collection[str] = (),
+        only: str | None = None,
+        wait: bool = True,
     ) -> Upstream:
         """The server for a request, which counts there from now on: ``release`` it.
 
-        Waits, first come first served, while all have their fill.
+        Waits, first come first served, while all have their fill; unless told not to.
         Raises ``UpstreamError`` ``no_upstream`` and ``CapacityError`` ``queue_full``.
         """
         among = {name for name, upstream in self.upstreams.items() if upstream.takes(path)}
@@ -75,6 +81,8 @@ class Fleet:
         wish = _Wish(model, frozenset(among), frozenset(tried))
         # Room that is there now is of no use to those who wait, or they would have been given it.
         found = self._find(wish)
+        if found is None and not wait:
+            raise CapacityError("queue_full", "all servers have their fill; try again later", retry_after=5)
         return found or await self._wait(wish)
 
     def _find(self, wish: "_Wish") -> Upstream | None:

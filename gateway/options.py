@@ -74,7 +74,8 @@ class GatewayOptions:
         if is_runpod(url):
             from gateway.runpod import RunpodEndpoint
 
-            return RunpodEndpoint(url, connecting, key=self.runpod_key or self.key)
+            shared = len(self.keys.digests) > 1
+            return RunpodEndpoint(url, connecting, key=self.runpod_key or self.key, shared=shared)
         return Upstream(url, connecting, key=self.key)
 
 

@@ -92,7 +92,9 @@ class Relay:
         failure = Failure(UpstreamError("no_upstream", "no server can take this now"), UNAVAILABLE)
         while True:
             try:
-                upstream = await self._fleet.take(ask.path, model=model, tried=tried, only=only)
+                upstream = await self._fleet.take(
+                    ask.path, model=model, tried=tried, only=only, wait=refused is None
+                )
             except ServingError as error:
                 if refused is not None:  # says best why nobody took it
                     return refused
@@ -107,9 +109,11 @@ class Relay:
             try:
                 reply = await upstream.ask(ask)
             except Unanswered as error:
-                left = ask.body.gone
+                left = ask.body.gone or ask.body.fault is not None
                 found = Outcome.BROKEN if error.unreached else Outcome.ERROR
                 self._fleet.release(upstream, Outcome.NEUTRAL if left else found)
+                if ask.body.fault is not None:
+                    raise ask.body.fault from None
                 failure = _failure(error)
                 again = self._may_go_on(ask, error)
                 if left or again is None or tries >= _MOST_TRIES or not self._fleet.balancer.may_retry():

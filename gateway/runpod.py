@@ -12,10 +12,11 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from core.errors import ServingError
+from core.errors import CapacityError, ServingError
 from gateway.asking import Ask, Reply, Unanswered
+from gateway.refusals import refuse
 from gateway.runpod_jobs import answer_of, input_of
-from gateway.upstream import Health, Upstream, number
+from gateway.upstream import Connecting, Health, Upstream, number
 
 _WORK: Final = re.compile(r"/run|/runsync|/generate|(?:/openai)?/v1/images/(?:generations|edits)")
 _QUEUE: Final = re.compile(r"/v2/[^/]+(?P<rest>/.+)")
@@ -30,11 +31,21 @@ _ENDED: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
 
 class RunpodEndpoint(Upstream):
-    """``url`` ends in the endpoint's id. The callers' own credentials are never sent there."""
+    """``url`` ends in the endpoint's id. The callers' own credentials are never sent there.
+
+    shared: by callers who must not see each other's jobs. To RunPod all of them are the operator: a job's id,
+    which nobody can guess, is what they are told apart by, and nobody may end what all have queued.
+    """
 
     runpod = True
 
+    def __init__(self, url: str, options: Connecting, *, key: str = "", shared: bool = False) -> None:
+        super().__init__(url, options, key=key)
+        self._shared = shared
+
     def takes(self, path: str) -> bool:
+        if self._shared and path.endswith("/purge-queue"):
+            return False
         return bool(_WORK.fullmatch(path) or _QUEUE.fullmatch(path))
 
     async def ask(self, ask: Ask) -> Reply:
@@ -45,14 +56,15 @@ class RunpodEndpoint(Upstream):
         content = await ask.body.whole(_MOST_BYTES)
         if ask.body.gone:
             raise Unanswered("the caller left")
-        job = input_of(ask.path, ask.headers, content)
-        del content
         try:
+            job = input_of(ask.path, ask.headers, content)
+            del content
             async with asyncio.timeout(self.options.timeout):
-                ended = await self._run(ask, {"input": job})
+                return answer_of(ask.path, await self._run(ask, {"input": job}))
         except TimeoutError:
             raise Unanswered("timeout", silent=True) from None
-        return answer_of(ask.path, ended)
+        except ServingError as error:  # the endpoint's own refusal, as a server words it
+            return refuse(error, ask.path, ask.request_id)
 
     async def health(self) -> Health:
         status, body = await self.get("/health")
@@ -108,6 +120,8 @@ class RunpodEndpoint(Upstream):
             raise Unanswered(type(error).__name__, unreached=True) from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unanswered(type(error).__name__) from None
+        if response.status == 429:
+            raise CapacityError("queue_full", "the endpoint's queue is full; try again later", retry_after=5)
         try:
             state = orjson.loads(content)
         except orjson.JSONDecodeError:

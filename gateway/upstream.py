@@ -123,12 +123,15 @@ class Upstream:
         status, body = await self.get("/health")
         if status != 200 or not isinstance(body, dict):
             raise Unanswered(f"error_{status}")
-        jobs = body.get("jobs") if isinstance(body.get("jobs"), dict) else {}
-        loaded = body.get("loaded_models")
+        jobs, loaded = body.get("jobs"), body.get("loaded_models")
+        # Servers of the text-to-image contract count in words of their own.
+        counts = jobs if isinstance(jobs, dict) else body
+        names = ("queued", "running") if counts is jobs else ("current_queue_size", "active_generations")
+        ill = body.get("status") in ("unhealthy", "error")
         return Health(
-            state=str(body.get("state") or "ready"),
+            state=str(body.get("state") or ("failed" if ill else "ready")),
             loaded=tuple(map(str, loaded)) if isinstance(loaded, list) else (),
-            waiting=number(jobs, "queued") + number(jobs, "running"),
+            waiting=sum(number(counts, name) for name in names),
             body=body,
         )
 
@@ -142,7 +145,6 @@ class Upstream:
                 asyncio.timeout(self.options.probe_seconds),
                 self.session.get(f"{self.url}{path}", headers=headers, allow_redirects=False) as response,
             ):
-                await response.content.readexactly(0)
                 content = await response.content.read(_HEALTH_BYTES)
                 while not response.content.at_eof() and len(content) < _HEALTH_BYTES:
                     content += await response.content.read(_HEALTH_BYTES)

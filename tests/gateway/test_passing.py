@@ -30,12 +30,12 @@ class Told(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     reply: bytes | None = None
-    fate: str = ""
+    everywhere: bool = False  # in answer to health checks, too
 
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         self.rfile.read(length)
-        if self.reply is not None and self.path != "/health":
+        if self.reply is not None and (self.everywhere or self.path != "/health"):
             self.wfile.write(self.reply)
             self.close_connection = True
             return
@@ -53,8 +53,8 @@ class Told(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def telling(reply: bytes | None = None) -> Iterator[int]:
-    handler = type("Handler", (Told,), {"reply": reply})
+def telling(reply: bytes | None = None, *, everywhere: bool = False) -> Iterator[int]:
+    handler = type("Handler", (Told,), {"reply": reply, "everywhere": everywhere})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -304,3 +304,39 @@ def test_without_a_key_nobody_gets_in_but_to_the_probes() -> None:
         for path in ("/", "/health", "/metrics", "/live", "/ready"):
             assert fronted.client.get(path).status == 200, path
         assert fronted.client.request("POST", "/run", EDIT, JSON | {"X-API-Key": "two"}).status == 200
+
+
+def test_a_body_that_grows_over_the_limit_is_refused() -> None:
+    """In chunks it declares no length; the server, which has seen a part of it, is not blamed."""
+    with serving() as worker, fronting([worker.client.port], max_body_bytes=200_000) as fronted:
+        with fronted.client.socket() as caller:
+            caller.sendall(b"POST /run HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(5):
+                caller.sendall(b"c350\r\n" + b" " * 0xC350 + b"\r\n")
+            got = caller.recv(4096)
+        assert b" 413 " in got
+        assert fronted.gateway.fleet.balancer.standings[0].failures == 0
+
+
+def test_one_that_is_full_does_not_hold_up_the_other() -> None:
+    """A refusal before the body costs one round trip; when all are full, it is passed on at once."""
+    with serving() as one, serving() as two, fronting([one.client.port, two.client.port]) as fronted:
+        until(lambda: len(fronted.gateway.fleet.seen) == 2)
+        one.painter.refusal = CapacityError("queue_full", "256 requests wait already", retry_after=7)
+        for _ in range(4):
+            assert fronted.client.request("POST", "/run", EDIT, JSON).status == 200
+        two.painter.refusal = CapacityError("queue_full", "256 requests wait already", retry_after=9)
+        answer = fronted.client.request("POST", "/run", EDIT, JSON)
+        assert answer.status == 429
+        assert answer.headers["retry-after"] in ("7", "9")
+        until(lambda: fronted.gateway.fleet.under_way == 0)
+
+
+def test_the_text_to_image_servers_own_health_is_understood() -> None:
+    """It has other words than ours."""
+    body = b'{"status":"unhealthy","model_loaded":false,"cuda_available":true,"current_queue_size":3}'
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with telling(reply, everywhere=True) as port, fronting([port]) as fronted:
+        until(lambda: bool(fronted.gateway.fleet.seen))
+        health = fronted.client.get("/health").json()
+    assert (health["status"], health["text2image_server"]["status"]) == ("unhealthy", "error")
