@@ -3,7 +3,7 @@
 The same server is asked directly, through nginx as a plain proxy (where nginx is installed) and through the
 gateway, in one run. Server and proxy share two cores; the callers (closed loops) have the others.
 
-- hop: 32 callers out of step; each answer takes 100 ms of waiting and no work.
+- hop: 32 callers; each answer takes 50 to 150 ms of waiting, which are taken off, and no work.
 - rate: 32 callers, answers at once: what the two cores can pass on, the server's own work included.
 - memory: 8 callers, 10 MB up and 10 MB down at once.
 
@@ -56,7 +56,7 @@ http {{
 
 @dataclass(frozen=True)
 class Figures:
-    """Milliseconds, requests a second; of the proxy CPU-ms a request, and MB of the most that it ever held."""
+    """Milliseconds, requests a second; of the proxy CPU-ms a request, and MB of the most it ever held."""
 
     p50: float
     p99: float
@@ -201,7 +201,7 @@ def measured(load: str, seconds: float) -> Ways:
 
 def faults(load: str, ways: Ways) -> list[str]:
     found, direct = ways["gateway"], ways["direct"]
-    rows = {
+    rows: dict[str, list[tuple[str, float, float]]] = {
         "hop": [
             ("added p50 in ms", found.p50 - direct.p50, HOP_MS),
             ("added p99 in ms", found.p99 - direct.p99, TAIL_MS),
@@ -238,9 +238,10 @@ def main() -> int:
         ways = best_of(load, options.seconds, options.rounds)
         direct = ways["direct"]
         for way, one in ways.items():
+            added = f"{one.p50 - direct.p50:+10.2f} {one.p99 - direct.p99:+10.2f}"
             print(
                 f"{load:7} {way:7} {one.p50:8.2f} {one.p99:8.2f} {one.rate:11.1f} "
-                f"{one.p50 - direct.p50:+10.2f} {one.p99 - direct.p99:+10.2f} {one.cpu:7.2f} {one.memory:8.1f}",
+                f"{added} {one.cpu:7.2f} {one.memory:8.1f}",
                 flush=True,
             )
         if "nginx" not in ways:

@@ -3,20 +3,20 @@
 import argparse
 import asyncio
 import random
+import time
 from typing import Any
 
 from api.server import ServerOptions, serve
 
 
 class Waiting:
-    """ASGI. ``seconds`` before each answer of ``size`` bytes; up to twice as many for a connection's first.
+    """ASGI. Half to one and a half of ``seconds`` before each answer of ``size`` bytes, which tells how long.
 
-    So callers who begin together do not go on in step, which would measure how a burst is served.
+    Were all waits equal, callers whom a pause of the machine brought into step would stay so.
     """
 
     def __init__(self, seconds: float, size: int) -> None:
         self._seconds = seconds
-        self._known: set[Any] = set()
         self._answer = b'{"image":"' + b"A" * max(0, size - 12) + b'"}'
         self._health = b'{"state":"ready","jobs":{},"loaded_models":[]}'
 
@@ -25,12 +25,12 @@ class Waiting:
         while more:
             more = (await receive()).get("more_body", False)
         probe = scope["path"] == "/health"
+        began = time.perf_counter()
         if self._seconds and not probe:
-            first = scope["client"] not in self._known
-            self._known.add(scope["client"])
-            await asyncio.sleep(self._seconds * (1 + random.random() * first))
+            await asyncio.sleep(self._seconds * (0.5 + random.random()))
         answer = self._health if probe else self._answer
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+        waited = b"%.3f" % ((time.perf_counter() - began) * 1000)
+        headers = [(b"content-length", b"%d" % len(answer)), (b"x-waited-ms", waited)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 

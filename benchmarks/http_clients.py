@@ -13,7 +13,10 @@ from pathlib import Path
 
 
 class Tally:
-    """Answers that were asked for and came within the window of measurement."""
+    """Answers that were asked for and came within the window of measurement.
+
+    waited: seconds that the server says it did nothing, which count for nothing here.
+    """
 
     def __init__(self, start: float, seconds: float) -> None:
         self.start, self.end = start, start + seconds
@@ -24,7 +27,7 @@ class Tally:
         self.failed = 0
         self.answer_bytes = 0
 
-    def add(self, sent: float, received: float, ok: bool, size: int, batch: int) -> None:
+    def add(self, sent: float, received: float, ok: bool, size: int, batch: int, waited: float) -> None:
         self.answer_bytes = size
         self.total += 1
         self.rows += batch
@@ -32,7 +35,7 @@ class Tally:
         if self.start <= received < self.end:
             self.finished += 1
             if sent >= self.start:
-                self.latencies.append(received - sent)
+                self.latencies.append(received - sent - waited)
 
 
 def call(port: int, request: bytes, tally: Tally, room_for: int) -> bytes:
@@ -53,7 +56,8 @@ def call(port: int, request: bytes, tally: Tally, room_for: int) -> bytes:
                 filled += connection.recv_into(room[filled:length], length - filled, socket.MSG_WAITALL)
             received = time.perf_counter()
             batch = int(head.partition(b"x-batch-size: ")[2].partition(b"\r\n")[0] or 0)
-            tally.add(sent_at, received, head.startswith(b"http/1.1 200"), length, batch)
+            waited = float(head.partition(b"x-waited-ms: ")[2].partition(b"\r\n")[0] or 0) / 1000
+            tally.add(sent_at, received, head.startswith(b"http/1.1 200"), length, batch, waited)
             if received >= tally.end:
                 return bytes(room[end + 4 : length])
 

@@ -1,7 +1,7 @@
 """``/gateway/upstreams``: servers are listed, added, drained and removed while the gateway runs.
 
 What was changed is kept in a file, from which the other processes of this gateway and the next start learn
-it. Without an admin key these paths do not exist.
+it, unless they were configured with other servers. Without an admin key these paths do not exist.
 """
 
 import os
@@ -31,6 +31,7 @@ class Admin:
         self._fleet = fleet
         self._options = options
         self._known_as_of = 0
+        self._leaving: set[str] = set()  # removed, with requests under way
 
     def owns(self, path: str) -> bool:
         return path.startswith(PATH) and self._options.admin is not None
@@ -76,6 +77,7 @@ class Admin:
 
     async def catch_up(self) -> None:
         """Take over what another process was told."""
+        await self._let_go()
         path = self._options.kept
         if path is None or self._options.admin is None:
             return
@@ -84,11 +86,20 @@ class Admin:
             if changed == self._known_as_of:
                 return
             self._known_as_of = changed
-            state = orjson.loads(path.read_bytes())
+            kept = orjson.loads(path.read_bytes())
         except (OSError, orjson.JSONDecodeError):
             return
-        if isinstance(state, dict) and state:
+        state = kept.get("servers") if isinstance(kept, dict) else None
+        if isinstance(state, dict) and state and kept.get("configured") == list(self._options.servers):
             await self._become({str(url): str(how) for url, how in state.items()})
+
+    async def _let_go(self) -> None:
+        """Of those that were removed, the ones that have answered all they had."""
+        for name in list(self._leaving):
+            standing = self._fleet.balancer.standing(name)
+            if standing is None or not standing.outstanding:
+                self._leaving.discard(name)
+                await self._fleet.remove(name)
 
     def _state(self) -> dict[str, str]:
         balancer = self._fleet.balancer
@@ -96,18 +107,22 @@ class Admin:
         return {
             each.url: "draining" if each.name in drained else "active"
             for each in self._fleet.upstreams.values()
+            if each.name not in self._leaving
         }
 
     async def _become(self, state: dict[str, str]) -> None:
         for name, upstream in list(self._fleet.upstreams.items()):
             if upstream.url not in state:
-                await self._fleet.remove(name)
+                self._fleet.balancer.drain(name)
+                self._leaving.add(name)
         for url, how in state.items():
             name = name_of(url)
+            self._leaving.discard(name)
             if name not in self._fleet.upstreams or how == "active":
                 self._fleet.add(self._fleet.upstreams.get(name) or self._options.upstream(url))
             if how == "draining":
                 self._fleet.balancer.drain(name)
+        await self._let_go()
 
     def _keep(self, state: dict[str, Any]) -> None:
         path = self._options.kept
@@ -115,6 +130,6 @@ class Admin:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{os.getpid()}")
-        new.write_bytes(orjson.dumps(state))
+        new.write_bytes(orjson.dumps({"configured": self._options.servers, "servers": state}))
         new.replace(path)
         self._known_as_of = path.stat().st_mtime_ns

@@ -49,8 +49,11 @@ def test_add_drain_and_remove(changing: tuple[Fronted, Served, Served, Path]) ->
     assert tell(fronted, "DELETE", "", first) == 409
 
 
-def test_what_was_drained_finishes(changing: tuple[Fronted, Served, Served, Path]) -> None:
-    """Drained is not cut off."""
+@pytest.mark.parametrize("way", [("POST", "/drain"), ("DELETE", "")])
+def test_what_was_drained_or_removed_finishes(
+    changing: tuple[Fronted, Served, Served, Path], way: tuple[str, str]
+) -> None:
+    """Neither cuts anything off."""
     fronted, first, second, _ = changing
     first.painter.shut()
     tell(fronted, "POST", "", second)
@@ -59,17 +62,19 @@ def test_what_was_drained_finishes(changing: tuple[Fronted, Served, Served, Path
     for caller in begun:
         caller.sendall(b"POST /run HTTP/1.1\r\nHost: g\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     until(lambda: first.painter.entered.qsize() == 2)  # the second follows the model
-    tell(fronted, "POST", "/drain", first)
+    assert tell(fronted, *way, first) == 200
     first.painter.open()
     for caller in begun:
         assert caller.recv(64).startswith(b"HTTP/1.1 200")
         caller.close()
+    if way[0] == "DELETE":
+        until(lambda: len(fronted.gateway.fleet.upstreams) == 1)
 
 
 def test_another_process_and_the_next_start_learn_of_it(
     changing: tuple[Fronted, Served, Served, Path],
 ) -> None:
-    """gunicorn's other processes were not asked, and a restart must not undo a drain."""
+    """gunicorn's other processes were not asked, and a restart must not undo a drain; a new setting does."""
     fronted, first, second, kept = changing
     admin = KeyRing.of(True, ["operator"])
     with fronting([first.client.port], admin=admin, kept=kept) as other:
@@ -77,6 +82,10 @@ def test_another_process_and_the_next_start_learn_of_it(
         tell(fronted, "POST", "/drain", first)
         until(lambda: len(other.gateway.fleet.upstreams) == 2)
         until(lambda: any(each.draining for each in other.gateway.fleet.balancer.standings))
+    with fronting([second.client.port], admin=admin, kept=kept) as elsewhere:
+        until(lambda: bool(elsewhere.gateway.fleet.seen))
+        names = [each.url for each in elsewhere.gateway.fleet.upstreams.values()]
+        assert names == [f"http://127.0.0.1:{second.client.port}"]
 
 
 def test_nobody_else_may(changing: tuple[Fronted, Served, Served, Path]) -> None:
