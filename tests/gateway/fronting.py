@@ -37,7 +37,7 @@ def fronting(servers: Sequence[str | int], **options: object) -> Iterator[Fronte
     urls = tuple(f"http://127.0.0.1:{each}" if isinstance(each, int) else each for each in servers)
     short: dict[str, object] = {
         **{"timeout": 10.0, "max_concurrent": 32, "probe_every": 0.1, "connect_seconds": 2.0},
-        **{"continue_seconds": 0.3, "silent_seconds": 0.3},
+        **{"continue_seconds": 1.0, "silent_seconds": 2.0},
     }
     app, gateway = create_app(GatewayOptions(servers=urls, **(short | options)))  # type: ignore[arg-type]
     listener = socket.create_server(("127.0.0.1", 0))
