@@ -65,7 +65,7 @@ def test_recent_use_counts_as_loaded_for_a_while() -> None:
 
 
 def test_five_failures_in_a_row_eject_and_four_do_not() -> None:
-    """Reliability rule 13."""
+    """A single failure is weather; five in a row are a climate."""
     balance = balancer()
     fail(balance, "a", 4)
     balance.begin("a", 0)
