@@ -18,12 +18,14 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from variables.gateway import GatewaySettings
+from variables.gateway import check_server as check_server
 from variables.http import HttpSettings
 from variables.model import MIB as MIB
 from variables.model import ModelSettings, UserPath
 
 
-class Settings(HttpSettings, ModelSettings):
+class Settings(HttpSettings, GatewaySettings, ModelSettings):
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )

@@ -13,7 +13,10 @@ from pathlib import Path
 
 
 class Tally:
-    """Answers that were asked for and came within the window of measurement."""
+    """Answers that were asked for and came within the window of measurement.
+
+    waited: seconds that the server says it did nothing, which count for nothing here.
+    """
 
     def __init__(self, start: float, seconds: float) -> None:
         self.start, self.end = start, start + seconds
@@ -24,7 +27,7 @@ class Tally:
         self.failed = 0
         self.answer_bytes = 0
 
-    def add(self, sent: float, received: float, ok: bool, size: int, batch: int) -> None:
+    def add(self, sent: float, received: float, ok: bool, size: int, batch: int, waited: float) -> None:
         self.answer_bytes = size
         self.total += 1
         self.rows += batch
@@ -32,12 +35,12 @@ class Tally:
         if self.start <= received < self.end:
             self.finished += 1
             if sent >= self.start:
-                self.latencies.append(received - sent)
+                self.latencies.append(received - sent - waited)
 
 
-def call(port: int, request: bytes, tally: Tally) -> bytes:
+def call(port: int, request: bytes, tally: Tally, room_for: int) -> bytes:
     """Send, wait for the whole answer, send again, until the window is over; the last answer."""
-    buffer = bytearray(4 * 2**20)
+    buffer = bytearray(room_for)
     room = memoryview(buffer)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -53,7 +56,8 @@ def call(port: int, request: bytes, tally: Tally) -> bytes:
                 filled += connection.recv_into(room[filled:length], length - filled, socket.MSG_WAITALL)
             received = time.perf_counter()
             batch = int(head.partition(b"x-batch-size: ")[2].partition(b"\r\n")[0] or 0)
-            tally.add(sent_at, received, head.startswith(b"http/1.1 200"), length, batch)
+            waited = float(head.partition(b"x-waited-ms: ")[2].partition(b"\r\n")[0] or 0) / 1000
+            tally.add(sent_at, received, head.startswith(b"http/1.1 200"), length, batch, waited)
             if received >= tally.end:
                 return bytes(room[end + 4 : length])
 
@@ -66,6 +70,7 @@ def main() -> None:
     arguments.add_argument("--warm-up", type=float, required=True)
     arguments.add_argument("--seconds", type=float, required=True)
     arguments.add_argument("--sample", type=Path, required=True, help="where one answer's body is put")
+    arguments.add_argument("--buffer", type=int, default=4 * 2**20, help="bytes of the largest answer")
     options = arguments.parse_args()
     body = options.body.read_bytes()
     head = (
@@ -74,7 +79,8 @@ def main() -> None:
     )
     tally = Tally(time.perf_counter() + options.warm_up, options.seconds)
     with ThreadPoolExecutor(options.clients) as pool:
-        calls = [pool.submit(call, options.port, head.encode() + body, tally) for _ in range(options.clients)]
+        sent = head.encode() + body
+        calls = [pool.submit(call, options.port, sent, tally, options.buffer) for _ in range(options.clients)]
         samples = [done.result() for done in calls]
     options.sample.write_bytes(samples[0])
     print(
