@@ -22,6 +22,7 @@ from api import (
     probes,
     runpod_queue,
     sdxl_service,
+    vision_service,
 )
 from api.dialect import ApiOptions, Endpoint, Purge, Services, nothing_to_purge
 from api.files import FileStore
@@ -92,6 +93,7 @@ def create_app(
         *edit_form.endpoints(services),
         *generate_service.endpoints(services),
         *sdxl_service.endpoints(services),
+        *vision_service.endpoints(services),
         *jobs.endpoints(services),
         *hugging_face.endpoints(services),
         *automatic1111.endpoints(services),

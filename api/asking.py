@@ -39,17 +39,17 @@ async def ask_with_pictures(
     try:
         # What is wrong without them costs no decoding.
         asked = ask(images=(_STAND_IN,) * len(sources), mask=_STAND_IN if mask else None)
-        async with asyncio.timeout(_left(asked.timeout, arrived)):
+        async with asyncio.timeout(time_left(asked.timeout, arrived)):
             pictures = await intake.load(everything) if everything else ()
         request = ask(images=pictures[: len(sources)], mask=pictures[-1] if mask else None)
     except RequestError as error:
         raise in_words(error, words) from None
     except TimeoutError:
         raise _too_late() from None
-    return replace(request, timeout=_left(asked.timeout, arrived))
+    return replace(request, timeout=time_left(asked.timeout, arrived))
 
 
-def _left(timeout: float | None, began: float) -> float | None:
+def time_left(timeout: float | None, began: float) -> float | None:
     """Seconds of ``timeout`` that are left. Raises ``ExecutionError`` ``deadline_exceeded`` when none are."""
     if timeout is None:
         return None
