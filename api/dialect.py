@@ -55,6 +55,14 @@ async def nothing_to_purge(name: str | None) -> tuple[int, int]:
     return 0, 0
 
 
+# Brings a model into memory, by name; raises ``ServingError`` that says why it cannot be.
+Load = Callable[[str], Awaitable[None]]
+
+
+async def nothing_to_load(name: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
     """What every dialect stands on. ``progress`` tells where a live job stands, by its id.
@@ -73,6 +81,7 @@ class Services:
     stats: Callable[[], Stats] = Stats
     jobs: JobRunner | None = None
     purge: Purge = nothing_to_purge
+    load: Load = nothing_to_load
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,7 +59,7 @@ class Passthrough:
             raise RequestError(
                 "invalid_parameter", "a job of the queue cannot be streamed; leave stream out", param="stream"
             )
-        answer = await dialect.render(call, await _all(submit, call.requests, on_progress))
+        answer = await dialect.render(call, await submit_all(submit, call.requests, on_progress))
         if answer.status != 200 or answer.media_type != "application/json":
             raise ExecutionError("pipeline_error", "the route's answer is no JSON, so no job can carry it")
         value: dict[str, Any] = orjson.loads(answer.body)
@@ -82,7 +82,7 @@ class Passthrough:
         return path
 
 
-async def _all(
+async def submit_all(
     submit: Submit, requests: Sequence[InferenceRequest], on_progress: OnProgress | None
 ) -> list[InferenceResult]:
     """All of them, or the first failure, which ends the others. The first one's progress is told."""

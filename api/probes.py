@@ -10,6 +10,7 @@ from starlette.responses import Response
 from api.dialect import Endpoint, Services
 from api.errors import headers_of
 from api.health_words import body_of
+from api.vision_kinds import kinds_of
 from api.welcome import page
 from core.errors import CapacityError
 from core.service import Health
@@ -89,7 +90,7 @@ class Probes:
         return _json(
             {
                 "service": "batchmux",
-                "message": "batchmux makes and edits images",
+                "message": "batchmux makes, edits and looks at images",
                 "status": state.state,
                 "model": self._catalog.default.name,
                 "models": models,
@@ -99,7 +100,11 @@ class Probes:
 
     def health(self, profile: str) -> Answering:
         async def answer() -> Response:
-            return _json(body_of(profile, self._health(), self._stats().models.memory))
+            health = self._health()
+            body = body_of(profile, health, self._stats().models.memory)
+            if profile == "vision":  # its clients know kinds of models, and not their names
+                body["loaded_models"] = kinds_of(self._catalog, health.loaded)
+            return _json(body)
 
         return answer
 

@@ -26,7 +26,7 @@ def answer(call: VisionCall, results: Sequence[InferenceResult], most: int) -> b
     found = [result.output for result in results]
     if isinstance(body, Dinov3Body):
         features = [one for one in found if isinstance(one, Features)]
-        _refuse_over(most, features_bytes(body, features), 'encoding "base64" or pooled_only')
+        refuse_over(most, features_bytes(body, features), 'encoding "base64" or pooled_only')
         told: dict[str, Any] = {"features": features_answer(body, features)}
     elif isinstance(body, DepthAnythingBody):
         told = _depths([one for one in found if isinstance(one, DepthMap)], body, most)
@@ -63,7 +63,7 @@ def _segmentations(call: VisionCall, found: Sequence[Segmentation], most: int) -
     form = call.mask_format
     masks = [one.mask for each in found for prompt in each.prompts for one in prompt]
     if form == "dense":
-        _refuse_over(most, sum(map(dense_bytes, masks)), 'output_format "rle"')
+        refuse_over(most, sum(map(dense_bytes, masks)), 'output_format "rle"')
     written = Written(form, most)
     return [
         [
@@ -116,7 +116,7 @@ class Written:
 
     def _grow(self, nbytes: int) -> None:
         self._size += nbytes
-        _refuse_over(self._most, self._size, "a higher threshold, or fewer images")
+        refuse_over(self._most, self._size, "a higher threshold, or fewer images")
 
 
 def _depths(found: Sequence[DepthMap], body: DepthAnythingBody, most: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _depths(found: Sequence[DepthMap], body: DepthAnythingBody, most: int) -> di
     for one in found:
         told.append(depth_fields(one, body))
         size += len(told[-1]["depth_data"]) + len(told[-1].get("export", {}).get("data", ""))
-        _refuse_over(most, size, 'output_format "png", or fewer images')
+        refuse_over(most, size, 'output_format "png", or fewer images')
     return told[0] if len(told) == 1 else told[0] | {"results": told}
 
 
@@ -136,11 +136,11 @@ def _length(mask: Any) -> int:
     return len(mask if isinstance(mask, str) else mask["counts"])
 
 
-def _refuse_over(most: int, size: int, remedy: str) -> None:
+def refuse_over(most: int, size: int, remedy: str) -> None:
     if size > most:
         raise RequestError(
             "invalid_parameter",
             f"the answer of at least {size} bytes is over the limit of {most}; ask for {remedy} "
-            "(the operator can raise MAX_ANSWER_MB)",
+            "(the operator can raise MAX_ANSWER_MB; of a RunPod job MAX_OUTPUT_MB)",
             param="output_format",
         )

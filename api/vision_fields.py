@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import AfterValidator, Field, PlainValidator, StrictBool, WithJsonSchema
 
 from api.body import LongText
-from api.fields import Float, Text, Wire
+from api.fields import FieldFault, Float, Text, Wire
 from core.vision import Ask, Box, Depth, Detect, Embed, Segment, SegmentPrompt
 
 MaskFormat = Literal["rle", "polygons", "polygon", "dense", "coco_rle", "png"]
@@ -234,3 +234,7 @@ class Dinov3Body(VisionBody):
 
 def _nested(prompts: tuple[Any, ...]) -> bool:
     return bool(prompts) and isinstance(prompts[0], tuple)
+
+
+def fault(field: str, message: str) -> FieldFault:
+    return FieldFault("invalid_parameter", message, place=(field,), kind="value_error")

@@ -4,7 +4,7 @@ What is found is written, and drawn, in a codec's thread by ``api.vision_answers
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -12,48 +12,16 @@ from typing import Final
 from api.asking import time_left
 from api.body import parse_json
 from api.dialect import Answer, Arrival, Endpoint, Services
-from api.fields import FAULTS, FieldFault, as_fault, body_of, checked, worded
+from api.fields import FAULTS, as_fault, body_of, checked, worded
 from api.intake import ImageSource
 from api.route import Route
-from api.vision_fields import (
-    DepthAnythingBody,
-    Dinov3Body,
-    GroundingDinoBody,
-    MaskFormat,
-    Sam3Body,
-    VisionBody,
-)
-from core.catalog import Catalog
+from api.vision_fields import MaskFormat, Sam3Body, VisionBody, fault
+from api.vision_kinds import KINDS, Kind, find, shown
 from core.errors import RequestError, ServingError
-from core.request import Image, InferenceRequest, Task
+from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 from core.spec import PipelineSpec
 from core.vision import Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One of the service's models. slug: in the address; name: in JSON and of jobs."""
-
-    name: str
-    slug: str
-    task: Task
-    body: type[VisionBody]
-    summary: str
-
-
-KINDS: Final[Mapping[str, Kind]] = {
-    kind.name: kind
-    for kind in (
-        Kind("sam3", "sam3", Task.SEGMENT, Sam3Body, "Masks of every instance of what is named"),
-        Kind(
-            *("grounding_dino", "grounding-dino", Task.DETECT, GroundingDinoBody),
-            "Boxes around what is named",
-        ),
-        Kind("depth_anything", "depth-anything", Task.DEPTH, DepthAnythingBody, "How far everything is"),
-        Kind("dinov3", "dinov3", Task.EMBED, Dinov3Body, "Features of pictures and their patches"),
-    )
-}
 
 # The service promised 400 for what it cannot read; 413 says more of what is too large.
 _UNREADABLE: Final = frozenset(
@@ -132,14 +100,14 @@ class VisionService:
         body = checked(self._kind.body, content)
         most = self._services.options.max_vision_images
         if len(body.images) > most:
-            raise _fault(
+            raise fault(
                 "images", f"{len(body.images)} images are over the limit of {most} of one request; send fewer"
             )
         spec = find(self._services.catalog, body.model_id, self._kind.task)
         try:
             ask = body.asks()[0]
         except ValueError as error:
-            raise _fault(*error.args) from None
+            raise fault(*error.args) from None
         if not (isinstance(ask, Segment) and ask.variant == "boxes"):  # boxes need to know the picture
             try:
                 spec.look(id="-", image=_STAND_IN, ask=ask)
@@ -171,7 +139,7 @@ class VisionService:
             raise RequestError("invalid_parameter", "render must be 0 or 1", param="render")
         wanted = wish in ("1", "true") or _takes_only_pictures(arrival)
         if wanted and len(body.images) > 1:
-            raise _fault("images", f"{len(body.images)} images, and render draws on one; send one")
+            raise fault("images", f"{len(body.images)} images, and render draws on one; send one")
         return wanted
 
     async def render(self, call: VisionCall, results: Sequence[InferenceResult]) -> Answer:
@@ -193,36 +161,12 @@ def refuse(error: ServingError, arrival: Arrival) -> Answer:
     return worded(error, arrival, status=400 if error.code in _UNREADABLE else None)
 
 
-def find(catalog: Catalog, name: str | None, task: Task) -> PipelineSpec:
-    """The row of a name, or the usual one. Raises ``RequestError`` that says what is served."""
-    if name is None:
-        return catalog.able(task)
-    served = [spec.name for spec in catalog if task in spec.tasks]
-    known = f"served here to {task}: {', '.join(served) or 'none'}"
-    try:
-        spec = catalog.get(name)
-    except RequestError:
-        raise RequestError("model_not_found", f"no such model here; {known}", param="model_id") from None
-    if task not in spec.tasks:
-        raise _fault("model_id", f"{spec.name} cannot {task}; {known}")
-    return spec
-
-
-def shown(spec: PipelineSpec) -> str:
-    """The hub id, by which this service's clients know models, where there is one."""
-    return spec.source if "/" in spec.source and spec.source in spec.names else spec.name
-
-
 _STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
 _PLACES: Final[dict[str, tuple[str, ...]]] = {"labels": ("prompts",), "task": ("model_id",)}
 
 
 def _as_said(error: RequestError) -> ServingError:
     return as_fault(error, _PLACES)
-
-
-def _fault(field: str, message: str) -> FieldFault:
-    return FieldFault("invalid_parameter", message, place=(field,), kind="value_error")
 
 
 def _takes_only_pictures(arrival: Arrival) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from api.flat import FALLBACK_PROMPT, FlatDialect
 from api.passthrough import Passthrough, is_openai
+from api.vision_tasks import VisionTasks, is_vision
 from core.errors import RequestError
 from core.result import OnProgress
 from core.service import Submit
@@ -13,7 +14,7 @@ from serverless.output import OutputGuard, within
 
 
 class Execution:
-    """passthrough: of OpenAI requests; None where none are served."""
+    """passthrough: of OpenAI requests; vision: of those to vision models. None where none are served."""
 
     def __init__(
         self,
@@ -21,11 +22,13 @@ class Execution:
         dialect: FlatDialect,
         guard: OutputGuard,
         passthrough: Passthrough | None = None,
+        vision: VisionTasks | None = None,
     ) -> None:
         self._submit = submit
         self._dialect = dialect
         self._guard = guard
         self._passthrough = passthrough
+        self._vision = vision
 
     async def __call__(
         self,
@@ -52,6 +55,11 @@ class Execution:
             return within(
                 self._guard.limit,
                 await self._passthrough(given, self._submit, on_progress, id=request_id, arrived=arrived),
+            )
+        if self._vision is not None and is_vision(given):
+            return within(
+                self._guard.limit,
+                await self._vision(given, self._submit, on_progress, id=request_id, arrived=arrived),
             )
         asked = await self._dialect.parse(
             given, id=request_id, prompt_fallback=FALLBACK_PROMPT, arrived=arrived
