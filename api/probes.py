@@ -1,7 +1,7 @@
 """What balancers, platforms and people ask about this process; none of it waits for a model."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from api.welcome import page
 from core.errors import CapacityError
 from core.service import Health
 
+VERSION: Final = "0.1.0"  # of pyproject.toml, which a checkout that runs has not installed
 Answering = Callable[[], Awaitable[Response]]
 
 
@@ -94,6 +95,7 @@ class Probes:
                 "status": state.state,
                 "model": self._catalog.default.name,
                 "models": models,
+                "version": VERSION,
                 "docs": "/docs",
             }
         )

@@ -18,6 +18,7 @@ from core.vision import Box, DepthMap, Detect, Detections, Features, Segment, Se
 
 Colour = tuple[int, int, int]
 _VEIL: Final = 0.55  # of a mask's colour over the picture
+_ROWS: Final = 64
 _LONGEST_LABEL: Final = 40
 
 
@@ -29,35 +30,46 @@ def drawing(request: InferenceRequest, result: InferenceResult) -> bytes:
         return png(depth_colours(found).tobytes(), found.size)
     if isinstance(found, Features):
         return png(_features(found, picture).tobytes(), picture.size)
-    canvas = Pillow.frombytes("RGB", picture.size, picture.pixels)
     if isinstance(found, Segmentation):
-        canvas = _masks(canvas, request, found)
+        canvas = _masks(picture, request, found)
     elif isinstance(found, Detections):
         assert isinstance(request.ask, Detect)
+        canvas = Pillow.frombytes("RGB", picture.size, picture.pixels)
         colours = _colours(len(request.ask.labels))
         for one in reversed(found.items):  # the best on top
             label = f"{request.ask.labels[one.label]} {one.score:.2f}"
             _box(canvas, one.box, label, colours[one.label])
+    else:
+        raise TypeError(f"{result.model} answered with {type(found).__name__}, which nobody can draw")
     return png(canvas.tobytes(), canvas.size)
 
 
-def _masks(canvas: Pillow.Image, request: InferenceRequest, found: Segmentation) -> Pillow.Image:
+def _masks(picture: Image, request: InferenceRequest, found: Segmentation) -> Pillow.Image:
     """Each instance in a colour of its own, the prompt's name at its box."""
     assert isinstance(request.ask, Segment)
-    pixels = np.array(canvas)
+    pixels = np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, picture.width, 3).copy()
     colours = _colours(sum(map(len, found.prompts)))
     labels: list[tuple[Box, str, Colour]] = []
     for prompt, instances in zip(request.ask.prompts, found.prompts, strict=True):
         for one in instances:
             colour = colours[len(labels)]
-            inside = dense_of(one.mask) != 0
-            veiled = pixels[inside] * (1 - _VEIL) + np.array(colour) * _VEIL
-            pixels[inside] = veiled.astype(np.uint8)
+            _veil(pixels, dense_of(one.mask), colour)
             labels.append((one.box, f"{prompt.text} {one.score:.2f}".strip(), colour))
     drawn = Pillow.fromarray(pixels)
+    del pixels
     for box, label, colour in labels:
         _box(drawn, box, label, colour)
     return drawn
+
+
+def _veil(pixels: NDArray[np.uint8], mask: NDArray[np.uint8], colour: Colour) -> None:
+    """A few rows at a time: in between, numbers take eight times the memory of pixels."""
+    shade = np.array(colour) * _VEIL
+    for top in range(0, len(pixels), _ROWS):
+        inside = mask[top : top + _ROWS] != 0
+        if inside.any():
+            strip = pixels[top : top + _ROWS]
+            strip[inside] = (strip[inside] * (1 - _VEIL) + shade).astype(np.uint8)
 
 
 def _box(canvas: Pillow.Image, box: Box, label: str, colour: Colour) -> None:

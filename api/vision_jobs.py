@@ -18,7 +18,7 @@ from api.job_record import JobOutcome, JobRecord, JobState, NewJob
 from api.job_route import JobRoute, idempotency_key, runner_of
 from api.job_runner import Work
 from api.passthrough import submit_all
-from api.runpod_fields import webhook_of
+from api.runpod_fields import wait_seconds, webhook_of
 from api.vision_kinds import KINDS
 from api.vision_service import VisionService, refuse
 from core.errors import ExecutionError, RequestError, ServingError
@@ -90,6 +90,12 @@ def endpoints(services: Services) -> list[Endpoint]:
         "description": "of a job of yours",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]+$"},
     }
+    wait = {
+        "name": "wait",
+        "in": "query",
+        "description": "milliseconds to wait for its end; none where it is left out",
+        "schema": {"type": "integer", "minimum": 1000, "maximum": 300_000},
+    }
     table = (
         ("GET", "/jobs", jobs.listed, "Your jobs by their ids, without results", every),
         ("GET", "/jobs/{id}", jobs.get, "One job, with its result", _JOB),
@@ -102,7 +108,7 @@ def endpoints(services: Services) -> list[Endpoint]:
             methods=(method,),
             summary=summary,
             control=True,
-            openapi={"parameters": [id_parameter]} if "{id}" in path else {},
+            openapi={"parameters": [id_parameter, *[wait] * (method == "GET")]} if "{id}" in path else {},
             responses=_answers(schema),
         )
         for method, path, act, summary, schema in table
@@ -137,7 +143,11 @@ class VisionJobs:
         return Answer(orjson.dumps(shown_job(job)))
 
     async def get(self, arrival: Arrival, body: bytes, lease: Lease) -> Answer:
-        return Answer(orjson.dumps(shown_job(await self._job(arrival))))
+        """With ``?wait=``, milliseconds, once it has ended or they are over."""
+        job = await self._job(arrival)
+        if "wait" in arrival.query:
+            job = await runner_of(self._services).wait(arrival.owner, job.id, wait_seconds(arrival.query))
+        return Answer(orjson.dumps(shown_job(job)))
 
     async def listed(self, arrival: Arrival, body: bytes, lease: Lease) -> Answer:
         store = runner_of(self._services).store
