@@ -18,8 +18,8 @@ run: $(VENV)/.runtime ## edit the photograph of test_input.json here, through Ru
 	DEFAULT_MODEL=$(MODEL) $(PY) handler.py --test_input
 	$(if $(filter pocket-edit,$(MODEL)),$(PY) docs/strip.py out/edits.png)
 
-serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoint
-	STANDALONE_MODE=1 DEFAULT_MODEL=$(MODEL) $(PY) handler.py
+serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoints
+	STANDALONE_MODE=1 DEFAULT_MODEL=$(MODEL) ALLOWED_MODELS=$(or $(ALLOWED_MODELS),pocket-sdxl) $(PY) handler.py
 
 test: $(VENV)/.dev ## run the tests
 	$(PY) -m pytest
@@ -42,6 +42,7 @@ fix: $(VENV)/.dev ## format, mend what ruff can mend, regenerate the tables in t
 	$(PY) -m ruff check --fix .
 	$(PY) docs/generate.py
 	$(PY) docs/models.py
+	$(PY) docs/dialects.py
 
 bench: $(VENV)/.dev ## run every benchmark; each prints a table and fails when it misses a target
 	@status=0; \

@@ -1,9 +1,8 @@
 """The HTTP application: every dialect's routes and the probes, around the one port ``submit``."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -28,15 +27,14 @@ from api import (
 )
 from api.dialect import ApiOptions, Endpoint, Load, Purge, Services, nothing_to_load, nothing_to_purge
 from api.files import FileStore
-from api.flat import refuse
 from api.gate import AccessOptions, Gate
 from api.intake import ImageIntake
 from api.job_runner import JobRunner
 from api.metrics import Metrics
 from api.observing import Observing
-from api.visit import visit_of
+from api.refusing import guarded, refused
 from core.catalog import Catalog
-from core.errors import ExecutionError, RequestError, ServingError
+from core.errors import ExecutionError, RequestError
 from core.result import Progress
 from core.service import Admit, HealthProbe, Submit
 from core.stats import Stats
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from api.tracing import Tracing
 
 __all__ = ["AccessOptions", "ApiOptions", "create_app"]
+
+_LOCKED: Final = {"description": "A key is asked for here, and none came or one that is not known"}
 
 
 def create_app(
@@ -56,6 +56,7 @@ def create_app(
     intake: ImageIntake,
     admit: Admit,
     files: FileStore,
+    metrics: Metrics,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
     job_runner: JobRunner | None = None,
     stats: Callable[[], Stats] = Stats,
@@ -64,18 +65,19 @@ def create_app(
     purge: Purge = nothing_to_purge,
     load: Load = nothing_to_load,
 ) -> FastAPI:
-    """``intake`` may be shared with other modes; who opened it closes it."""
+    """``intake`` may be shared with other modes; who opened it closes it.
+
+    submit: counted by ``metrics``, and traced, by who made it: jobs that outlive their request go through it
+        too. What ``metrics`` and ``tracing`` are wanted for here is the HTTP requests.
+    """
     app = FastAPI(
         title="batchmux",
         description="Making and editing images; the requests of different callers share each denoising step.",
         redirect_slashes=False,
-        exception_handlers={HTTPException: _no_such_route, Exception: _broken_probe},
+        exception_handlers={HTTPException: _no_such_route, Exception: _broken},
     )
-    metrics = Metrics(health, stats)
-    if tracing is not None:
-        submit = tracing.traced(submit)
     services = Services(
-        submit=metrics.counted(submit),
+        submit=submit,
         catalog=catalog,
         health=health,
         options=options,
@@ -137,15 +139,17 @@ def _surround(
 
 
 def _add(app: FastAPI, endpoint: Endpoint) -> None:
+    answered = guarded(endpoint.handle)
+
     async def handle(request: Request) -> Response:
-        return await endpoint.handle(request)
+        return await answered(request)
 
     app.add_api_route(
         endpoint.path,
         handle,
         methods=list(endpoint.methods),
         summary=endpoint.summary or None,
-        responses=dict(endpoint.responses),
+        responses=dict(endpoint.responses) if endpoint.public else {401: _LOCKED, **endpoint.responses},
         openapi_extra=None if endpoint.openapi is None else dict(endpoint.openapi),
         include_in_schema=endpoint.documented,
     )
@@ -158,17 +162,10 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
         fault = RequestError("method_not_allowed", f"this path does not take that method; use {allowed}")
     else:
         fault = RequestError("not_found", "no such path here; /docs lists what there is")
-    return _plain_error(fault, request, dict(error.headers or {}))
+    response = refused(fault, request)
+    response.headers.update(error.headers or {})
+    return response
 
 
-async def _broken_probe(request: Request, error: Exception) -> Response:
-    return _plain_error(ExecutionError("pipeline_error", "the server failed on this request"), request, {})
-
-
-def _plain_error(fault: ServingError, request: Request, headers: dict[str, str]) -> Response:
-    visit = visit_of(request.scope)
-    visit.code = fault.code
-    status, body = refuse(fault, request_id=visit.shown_id, gpu_available=None)
-    return Response(
-        orjson.dumps(body), status, headers | {"X-Request-Id": visit.shown_id}, "application/json"
-    )
+async def _broken(request: Request, error: Exception) -> Response:
+    return refused(ExecutionError("pipeline_error", "the server failed on this request"), request)

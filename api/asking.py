@@ -11,7 +11,7 @@ from api.json_fields import in_words
 from core.errors import ExecutionError, RequestError
 from core.request import Image, InferenceRequest
 
-_STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
+STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)  # for a picture that is not read yet
 
 
 class Ask(Protocol):
@@ -38,26 +38,26 @@ async def ask_with_pictures(
     everything = [*sources] if mask is None else [*sources, mask]
     try:
         # What is wrong without them costs no decoding.
-        asked = ask(images=(_STAND_IN,) * len(sources), mask=_STAND_IN if mask else None)
+        asked = ask(images=(STAND_IN,) * len(sources), mask=STAND_IN if mask else None)
         async with asyncio.timeout(time_left(asked.timeout, arrived)):
             pictures = await intake.load(everything) if everything else ()
         request = ask(images=pictures[: len(sources)], mask=pictures[-1] if mask else None)
     except RequestError as error:
         raise in_words(error, words) from None
     except TimeoutError:
-        raise _too_late() from None
+        raise too_late() from None
     return replace(request, timeout=time_left(asked.timeout, arrived))
 
 
-def time_left(timeout: float | None, began: float) -> float | None:
+def time_left(timeout: float | None, arrived: float) -> float | None:
     """Seconds of ``timeout`` that are left. Raises ``ExecutionError`` ``deadline_exceeded`` when none are."""
     if timeout is None:
         return None
-    left = began + timeout - time.monotonic()
+    left = arrived + timeout - time.monotonic()
     if left <= 0:
-        raise _too_late()
+        raise too_late()
     return left
 
 
-def _too_late() -> ExecutionError:
+def too_late() -> ExecutionError:
     return ExecutionError("deadline_exceeded", "the request's timeout passed before its pictures were read")

@@ -19,13 +19,12 @@ from api.automatic1111_fields import (
     request_body,
 )
 from api.automatic1111_jobs import LiveJobs
-from api.automatic1111_pictures import ImageToImageDialect, TextToImageDialect, refusal
-from api.body import ClientGone, parse_json, read_body
+from api.automatic1111_pictures import ImageToImageDialect, TextToImageDialect, refuse
+from api.body import parse_json, read_body
 from api.dialect import Arrival, Dialect, Endpoint, Handler, Services
-from api.errors import headers_of
 from api.route import Route, arrival_of
 from api.settings_text import SAMPLER
-from core.errors import RequestError, ServingError
+from core.errors import RequestError
 
 _CALLERS: Final = 1000  # whose choice of a model is remembered
 _SETTINGS_BYTES: Final = 64 * 1024
@@ -73,6 +72,7 @@ def endpoints(services: Services) -> list[Endpoint]:
                 summary=summary,
                 responses=answers,
                 openapi={"requestBody": request_body(model)},
+                refuse=refuse,
             )
             for name, dialect, model, summary in asked
         ),
@@ -84,6 +84,8 @@ def endpoints(services: Services) -> list[Endpoint]:
                 summary=summary,
                 responses={"default": answers["default"]} if method == "POST" else {},
                 openapi={"requestBody": _SETTINGS} if handle == web_ui.choose else None,
+                control=True,
+                refuse=refuse,
             )
             for method, name, handle, summary in told
         ),
@@ -120,23 +122,16 @@ class WebUi:
         return _json({"sd_model_checkpoint": self.model_of(arrival_of(request)), "samples_format": "png"})
 
     async def choose(self, request: Request) -> Response:
-        try:
-            settings = parse_json(await self._body(request))
-            if not isinstance(settings, dict):
-                raise RequestError("invalid_parameter", "the body must be an object", param="body")
-            wanted = checkpoint_of(settings, "options")
-            if wanted is not None:
-                caller = caller_of(arrival_of(request))
-                self._chosen[caller] = self._services.catalog.get(wanted).name
-                self._chosen.move_to_end(caller)
-                if len(self._chosen) > _CALLERS:
-                    self._chosen.popitem(last=False)
-        except ClientGone:
-            return Response(status_code=499)
-        except ServingError as error:
-            answer = refusal(error)
-            headers = headers_of(error) | {"X-Request-Id": arrival_of(request).shown_id}
-            return Response(answer.body, answer.status, headers, answer.media_type)
+        settings = parse_json(await self._body(request))
+        if not isinstance(settings, dict):
+            raise RequestError("invalid_parameter", "the body must be an object", param="body")
+        wanted = checkpoint_of(settings, "options")
+        if wanted is not None:
+            caller = caller_of(arrival_of(request))
+            self._chosen[caller] = self._services.catalog.get(wanted).name
+            self._chosen.move_to_end(caller)
+            if len(self._chosen) > _CALLERS:
+                self._chosen.popitem(last=False)
         return _json(None)
 
     async def models(self, request: Request) -> Response:

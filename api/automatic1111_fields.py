@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, Field, StrictStr
 
 from api.body import LongText
-from api.json_fields import STRICT, Number, Picture, Prompt, WholeNumber, checked, unknown
+from api.json_fields import STRICT, Number, Picture, Text, WholeNumber, checked, unknown
 from api.settings_text import SAMPLER
 from core.errors import RequestError
 
@@ -64,8 +64,8 @@ class TextToImage(BaseModel):
 
     model_config = STRICT
 
-    prompt: Prompt
-    negative_prompt: Prompt | None = None
+    prompt: Text
+    negative_prompt: Text | None = None
     steps: WholeNumber | None = None
     cfg_scale: Number | None = Field(None, description="1 means unguided")
     width: WholeNumber | None = None

@@ -63,7 +63,7 @@ class TextToImageDialect:
         )
 
     def refuse(self, error: ServingError, arrival: Arrival) -> Answer:
-        return refusal(error)
+        return refuse(error, arrival)
 
     def _picture(self, request: InferenceRequest, result: InferenceResult) -> bytes:
         text: bytes = pybase64.b64encode(self._services.intake.file(request, result, "png"))
@@ -163,7 +163,7 @@ def answer(call: WebUiCall, results: Sequence[InferenceResult]) -> dict[str, Any
     return {"parameters": parameters, "info": orjson.dumps(info).decode()}
 
 
-def refusal(error: ServingError) -> Answer:
+def refuse(error: ServingError, arrival: Arrival) -> Answer:
     """``detail`` is where the web UI's clients look; ``error`` and ``code`` are as everywhere here."""
     message = message_of(error)
     body = {"error": message, "detail": message, "code": error.code}

@@ -13,16 +13,18 @@ from pydantic import Field
 
 from api.control import Control, Work
 from api.dialect import Endpoint, Services
-from api.fields import FAULTS, Float, Text, Wire, body_of, checked, worded
+from api.fields import FAULTS, Wire, body_of, checked, worded
+from api.json_fields import Number, Text
 from core.errors import RequestError
 from core.request import Task
 
+DIALECT: Final = "generate_service"  # whose pictures they are over
 STRENGTH: Final = 0.8  # of a LoRA that is loaded without one
 
 
 class LoadBody(Wire):
     path: Text = Field(max_length=1000, description="an id of USER_LORAS, or a file whose name is one")
-    strength: Float = Field(STRENGTH, ge=0, le=2)
+    strength: Number = Field(STRENGTH, ge=0, le=2)
     adapter_name: Text | None = Field(None, min_length=1, max_length=200, description="absent means the id")
 
 
@@ -31,7 +33,7 @@ class UnloadBody(Wire):
 
 
 class StrengthBody(Wire):
-    strength: Float = Field(ge=0, le=2)
+    strength: Number = Field(ge=0, le=2)
     adapter_name: Text | None = Field(None, max_length=200, description="absent means all")
 
 
@@ -105,6 +107,7 @@ def lora_endpoints(services: Services, loras: DefaultLoras) -> list[Endpoint]:
         handle=Control(services, changes.listed, worded),
         methods=("GET",),
         summary="LoRAs that can be loaded, and those that are",
+        speaks=DIALECT,
         responses=FAULTS,
     )
     return [
@@ -114,6 +117,8 @@ def lora_endpoints(services: Services, loras: DefaultLoras) -> list[Endpoint]:
                 path=f"/lora/{word}",
                 handle=Control(services, work, worded),
                 summary=summary,
+                control=True,
+                speaks=DIALECT,
                 openapi={"requestBody": body_of(body)},
                 responses={**FAULTS, 409: {"description": "A picture is being made"}},
             )

@@ -164,9 +164,11 @@ class Endpoint:
     """One line of the routing table; ``responses`` and ``openapi`` are documentation.
 
     public: answered without a key even where keys are required.
-    control: asks for or ends work that is there, so no limit of a key holds it back.
-    refuse: words what is refused before ``handle`` is called (no key, over a limit); None is the
-        handler's dialect, or the flat one where it has none.
+    control: asks for or ends work that is there, or says how later work is to be done. It makes none, so no
+        limit of a key holds it back.
+    speaks: the dialect's name for log and metrics; "" is the module that words its answers.
+    refuse: words what is refused before ``handle`` is called (no key, over a limit) and what that raises;
+        None is the handler's own or its dialect's, and the flat one where it has none.
     """
 
     path: str
@@ -179,13 +181,16 @@ class Endpoint:
     control: bool = False
     documented: bool = True
     refuse: Refuse | None = None
+    speaks: str = ""
 
     @property
     def dialect(self) -> str:
-        """The name of the module that words its answers, for log and metrics."""
+        """For log and metrics."""
+        if self.speaks:
+            return self.speaks
         speaker = getattr(self.handle, "dialect", self.handle)
         return str(speaker.__module__).removeprefix("api.").split(".")[0].removesuffix("_route")
 
     @property
     def refusal(self) -> Refuse | None:
-        return self.refuse or getattr(getattr(self.handle, "dialect", None), "refuse", None)
+        return self.refuse or getattr(getattr(self.handle, "dialect", self.handle), "refuse", None)

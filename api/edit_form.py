@@ -5,7 +5,6 @@ is a picture; the declared type only chooses between two of its sentences.
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
@@ -15,11 +14,13 @@ from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.asking import STAND_IN, time_left, too_late
 from api.dialect import Answer, Arrival, Endpoint, Services
 from api.errors import message_of, status_of
-from api.fields import FAULTS, FieldFault, Text, Wire, as_fault, checked, schema_of
+from api.fields import FAULTS, FieldFault, Wire, as_fault, checked, schema_of
 from api.form import Form, Part, parse_form
 from api.intake import ImageSource
+from api.json_fields import Text
 from api.route import Route, arrival_of
 from core.errors import ExecutionError, RequestError, ServingError
 from core.request import Image, InferenceRequest, Task
@@ -41,7 +42,6 @@ _WORDS: Final = {
 _PLACES: Final = {"cfg": ("guidance_scale",), "images": ("image",)}
 _FILES: Final = ("image", "image[]", "images", "images[]", "image_2", "image_3")
 _TEXTS: Final = tuple(f"image_{kind}{end}" for end in ("", "_2", "_3") for kind in ("url", "base64"))
-_STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
 
 
 def _blank(text: object) -> object:
@@ -139,15 +139,15 @@ class EditForm:
             )
 
         try:
-            ask((_STAND_IN,) * len(pictures))  # what is wrong without them costs no decoding
-            async with asyncio.timeout(_left(timeout, arrival)):
+            ask((STAND_IN,) * len(pictures))  # what is wrong without them costs no decoding
+            async with asyncio.timeout(time_left(timeout, arrival.started)):
                 images = await self._load(pictures)
             request = ask(images)
         except RequestError as error:
             raise as_fault(error, _PLACES) from None
         except TimeoutError:
-            raise _too_late() from None
-        return EditCall(replace(request, timeout=_left(timeout, arrival)))
+            raise too_late() from None
+        return EditCall(replace(request, timeout=time_left(timeout, arrival.started)))
 
     async def _load(self, pictures: Sequence[Part]) -> tuple[Image, ...]:
         if any(not part.data for part in pictures):
@@ -164,7 +164,7 @@ class EditForm:
 
     async def render(self, call: EditCall, results: Sequence[InferenceResult]) -> Answer:
         (result,) = results
-        picture = await self._intake.encode(result.image, "png", call.request.size)
+        picture = await self._intake.encode_result(call.request, result, "png")
         return Answer(picture, media_type="image/png")
 
     def refuse(self, error: ServingError, arrival: Arrival) -> Answer:
@@ -242,19 +242,6 @@ def _source(part: Part) -> ImageSource:
         except UnicodeDecodeError:
             pass
     return ImageSource(part.data, part.name)
-
-
-def _left(timeout: float | None, arrival: Arrival) -> float | None:
-    if timeout is None:
-        return None
-    left = arrival.started + timeout - time.monotonic()
-    if left <= 0:
-        raise _too_late()
-    return left
-
-
-def _too_late() -> ExecutionError:
-    return ExecutionError("deadline_exceeded", "the request's time passed before its picture was read")
 
 
 def _form_schema() -> dict[str, Any]:

@@ -4,44 +4,19 @@ Knows no dialect: each brings its own models and decides what becomes of a ``Fie
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Field,
-    StrictInt,
-    StrictStr,
     ValidationError,
 )
 
-from api.body import LongText
 from api.dialect import Answer, Arrival
 from api.errors import message_of, status_of
 from api.json_fields import unknown
 from core.errors import RequestError, ServingError
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half a surrogate pair") from None
-    return text
-
-
-def _short(text: object) -> object:
-    if isinstance(text, LongText):
-        raise ValueError("is far over the limit; shorten it")
-    return text
-
-
-Text = Annotated[StrictStr, BeforeValidator(_short), AfterValidator(_encodable)]
-Int = Annotated[StrictInt, Field(ge=-(2**63), le=2**63)]
-Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Wire(BaseModel):

@@ -1,17 +1,15 @@
 """``GET /files/…``: pictures that answers named by their address. Public: whoever knows the name may look."""
 
-import secrets
 from typing import Final
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dialect import Endpoint, Services
-from api.exchange import request_id
+from api.dialect import Answer, Arrival, Endpoint, Services
 from api.files import MEDIA_TYPES
 from api.flat import refuse
-from core.errors import RequestError
+from core.errors import RequestError, ServingError
 
 _NAME: Final = rf"^im_[0-9a-f]{{8}}\.({'|'.join(MEDIA_TYPES)})$"
 _HEADERS: Final = {
@@ -25,7 +23,9 @@ def endpoints(services: Services) -> list[Endpoint]:
         name = str(request.path_params["name"])
         content = await services.files.get(name)
         if content is None:
-            return _absent(request)
+            raise RequestError(
+                "not_found", "no such file here, or it is no longer kept; ask for the picture again"
+            )
         return Response(content, 200, _HEADERS, MEDIA_TYPES[name.rpartition(".")[2]])
 
     return [
@@ -49,15 +49,13 @@ def endpoints(services: Services) -> list[Endpoint]:
                 ]
             },
             public=True,
+            refuse=_refuse,
             documented=method == "GET",
         )
         for method in ("GET", "HEAD")
     ]
 
 
-def _absent(request: Request) -> Response:
-    shown_id = request_id(request.headers.get("x-request-id"), secrets.token_hex(8))
-    fault = RequestError("not_found", "no such file here, or it is no longer kept; ask for the picture again")
-    status, body = refuse(fault, request_id=shown_id, gpu_available=None)
-    headers = {"X-Request-Id": shown_id, "Cache-Control": "no-store"}
-    return Response(orjson.dumps(body), status, headers, "application/json")
+def _refuse(error: ServingError, arrival: Arrival) -> Answer:
+    status, body = refuse(error, request_id=arrival.shown_id, gpu_available=None)
+    return Answer(orjson.dumps(body), status, headers={"Cache-Control": "no-store"})

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, StrictStr, WithJsonSchema
 
 from api.images import ImageFormat
 from api.intake import ImageSource
-from api.json_fields import STRICT, Number, Picture, Prompt, WholeNumber
+from api.json_fields import STRICT, Number, Picture, Text, WholeNumber
 from core.errors import RequestError
 
 MAX_TIMEOUT: Final = 3600.0
@@ -30,7 +30,7 @@ class FlatInput(BaseModel):
 
     model_config = STRICT
 
-    prompt: Prompt | None = Field(
+    prompt: Text | None = Field(
         None, description="what to do to the picture, or what to show; echoed verbatim"
     )
     image_url: Picture | None = Field(None, description="public http(s) URL; wins over image_base64")
@@ -55,7 +55,7 @@ class FlatInput(BaseModel):
     height: WholeNumber | None = Field(None, description="of the answer, in pixels")
     num_inference_steps: WholeNumber | None = None
     true_cfg_scale: Number | None = Field(None, description="1 means unguided")
-    negative_prompt: Prompt | None = None
+    negative_prompt: Text | None = None
     loras: list[_Lora] | None = Field(None, description="LoRAs over the model, each named once")
     step_cache: Number | None = Field(
         None, description="0 to 1; over 0, steps that change less than this reuse parts of the one before"

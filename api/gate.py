@@ -6,17 +6,13 @@ It stands before the routing, so a path that nobody declared is closed as well.
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import orjson
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.dialect import Answer
-from api.errors import headers_of
-from api.flat import refuse
 from api.keys import KeyRing
 from api.rate_limits import RateLimits
-from api.visit import Visit, arrival_of, visit_of
+from api.refusing import refused
+from api.visit import visit_of
 from core.errors import ServingError
 
 
@@ -56,27 +52,12 @@ class Gate:
                 turn = self._limits.turn(visit.owner or _address(scope))
             turn.__enter__()
         except ServingError as error:
-            await _refusal(error, Request(scope), visit)(scope, receive, send)
+            await refused(error, Request(scope))(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
             turn.__exit__(None, None, None)
-
-
-def _refusal(error: ServingError, request: Request, visit: Visit) -> Response:
-    """In the words of the path that was asked for."""
-    visit.code = error.code
-    own = None if visit.endpoint is None else visit.endpoint.refusal
-    if own is not None:
-        answer = own(error, arrival_of(request))
-    else:
-        status, body = refuse(error, request_id=visit.shown_id, gpu_available=None)
-        answer = Answer(orjson.dumps(body), status)
-    headers = {**headers_of(error), **answer.headers}
-    if error.code == "unauthorized":
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(answer.body, answer.status, headers, answer.media_type)
 
 
 def _address(scope: Scope) -> str:

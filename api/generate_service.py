@@ -20,8 +20,10 @@ from api.body import parse_json
 from api.default_loras import DefaultLoras, lora_endpoints
 from api.dialect import Answer, Arrival, Endpoint, Handler, Services
 from api.errors import message_of
-from api.fields import FAULTS, Float, Int, Text, Wire, as_fault, body_of, checked, worded
-from api.images import ImageFormat, encode
+from api.fields import FAULTS, Wire, as_fault, body_of, checked, worded
+from api.images import ImageFormat
+from api.intake import ImageIntake
+from api.json_fields import Number, Text, WholeNumber
 from api.route import Route, StreamRoute
 from api.stream import Done, Event, Failed, KeepAlive
 from core.errors import RequestError, ServingError
@@ -44,11 +46,11 @@ _PLACES: Final = {"steps": ("num_inference_steps",), "cfg": ("guidance_scale",)}
 class GenerateBody(Wire):
     prompt: Text = Field(min_length=1, max_length=2000, description="what to show")
     negative_prompt: Text | None = Field(None, max_length=2000)
-    width: Int | None = Field(None, ge=256, le=2048, description="in pixels; absent means 1024")
-    height: Int | None = Field(None, ge=256, le=2048, description="in pixels; absent means 1024")
-    seed: Int | None = Field(None, ge=-1, description="absent, null and -1 mean a random one")
-    num_inference_steps: Int | None = Field(None, ge=1, le=100, description=f"absent means {STEPS}")
-    guidance_scale: Float | None = Field(None, ge=0, le=20, description="absent means the model's own")
+    width: WholeNumber | None = Field(None, ge=256, le=2048, description="in pixels; absent means 1024")
+    height: WholeNumber | None = Field(None, ge=256, le=2048, description="in pixels; absent means 1024")
+    seed: WholeNumber | None = Field(None, ge=-1, description="absent, null and -1 mean a random one")
+    num_inference_steps: WholeNumber | None = Field(None, ge=1, le=100, description=f"absent means {STEPS}")
+    guidance_scale: Number | None = Field(None, ge=0, le=20, description="absent means the model's own")
 
 
 class GenerateAnswer(Wire):
@@ -183,7 +185,7 @@ class GenerateService:
 
     async def _rendered(self, call: GenerateCall, result: InferenceResult) -> bytes:
         services = self._services
-        answer = partial(_answer, call, result, services.options.output_format)
+        answer = partial(_answer, call, result, services.intake, services.options.output_format)
         return await services.intake.codec.finish(answer)
 
     def _sentence(self, error: ServingError) -> str:
@@ -194,9 +196,11 @@ class GenerateService:
         return _SENTENCES.get(error.code) or message_of(error)
 
 
-def _answer(call: GenerateCall, result: InferenceResult, image_format: ImageFormat) -> bytes:
+def _answer(
+    call: GenerateCall, result: InferenceResult, intake: ImageIntake, image_format: ImageFormat
+) -> bytes:
     size = call.request.size
-    picture = pybase64.b64encode(encode(result.image, image_format, size))
+    picture = pybase64.b64encode(intake.file(call.request, result, image_format))
     rest = {
         "seed": result.seed,
         "generation_time_ms": round(result.inference_seconds * 1000),

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from api.asking import ask_with_pictures
 from api.body import parse_json
 from api.dialect import Answer, Arrival, Dialect, Endpoint, Handler, Services
-from api.errors import headers_of, message_of, status_of
+from api.errors import message_of, status_of
 from api.flat import FALLBACK_PROMPT
 from api.hugging_face_fields import (
     ANSWERS,
@@ -30,7 +30,7 @@ from api.images import ImageFormat
 from api.intake import ImageSource
 from api.json_fields import checked
 from api.probes import why_not
-from api.route import Route, arrival_of
+from api.route import Route
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
 from core.result import InferenceResult
@@ -56,9 +56,10 @@ def endpoints(services: Services) -> list[Endpoint]:
                 methods=("GET",),
                 summary="200 when ready, as InferenceClient.health_check asks",
                 responses={503: {"description": "Not ready, or draining"}},
+                refuse=refuse,
             ),
         ]
-    return [*table, Endpoint(path="/hf/{task}", handle=_no_such_task, documented=False)]
+    return [*table, Endpoint(path="/hf/{task}", handle=_no_such_task, refuse=refuse, documented=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class _Pictures:
         return Answer(picture, media_type=f"image/{call.output_format}")
 
     def refuse(self, error: ServingError, arrival: Arrival) -> Answer:
-        return refusal(error)
+        return refuse(error, arrival)
 
     def _format(self, wish: ImageFormat | None, arrival: Arrival) -> ImageFormat:
         return wish or preferred_format(arrival.headers) or self._services.options.output_format
@@ -170,7 +171,7 @@ TASKS: Final[
 }
 
 
-def refusal(error: ServingError) -> Answer:
+def refuse(error: ServingError, arrival: Arrival) -> Answer:
     """The clients show ``error`` alone."""
     body = {"error": message_of(error), "code": error.code}
     return Answer(
@@ -178,23 +179,15 @@ def refusal(error: ServingError) -> Answer:
     )
 
 
-def _refused(error: ServingError, request: Request) -> Response:
-    answer = refusal(error)
-    arrival = arrival_of(request)
-    headers = headers_of(error) | {"X-Request-Id": arrival.shown_id}
-    return Response(answer.body, answer.status, headers, answer.media_type)
-
-
 async def _no_such_task(request: Request) -> Response:
-    error = RequestError("not_found", f"no such task here; known: {', '.join(TASKS)}", param="task")
-    return _refused(error, request)
+    raise RequestError("not_found", f"no such task here; known: {', '.join(TASKS)}", param="task")
 
 
 def _health(services: Services) -> Handler:
     async def handle(request: Request) -> Response:
         health = services.health()
         if not health.ready:
-            return _refused(why_not(health), request)
+            raise why_not(health)
         return Response(orjson.dumps({"status": health.state}), media_type="application/json")
 
     return handle

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, Field, StrictStr
 
 from api.images import IMAGE_FORMATS, ImageFormat
-from api.json_fields import STRICT, Number, Picture, Prompt, WholeNumber
+from api.json_fields import STRICT, Number, Picture, Text, WholeNumber
 from core.errors import RequestError
 
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
@@ -19,7 +19,12 @@ ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     "default": {"description": 'Refused: {"error": a sentence, "code": a stable word}'},
 }
 
-_IGNORED: Final = "of the standard; ignored, because each model has the one solver it was made for"
+# Of the standard: taken, and without effect, for these reasons.
+IGNORED: Final = {
+    "scheduler": "each model has the one solver it was made for",
+    "overlap_mask_area_threshold": "no two masks are joined into one",
+    "options": "every request waits for its model, and no answer is kept",
+}
 
 
 class _Picture(BaseModel):
@@ -27,13 +32,13 @@ class _Picture(BaseModel):
 
     model_config = STRICT
 
-    negative_prompt: Prompt | None = None
+    negative_prompt: Text | None = None
     num_inference_steps: WholeNumber | None = None
     guidance_scale: Number | None = Field(None, description="1 means unguided")
     seed: WholeNumber | None = Field(None, description="absent, null and -1 mean random; see X-Seed")
     width: WholeNumber | None = Field(None, description="of the answer, in pixels")
     height: WholeNumber | None = Field(None, description="of the answer, in pixels")
-    scheduler: StrictStr | None = Field(None, description=_IGNORED)
+    scheduler: StrictStr | None = Field(None, description=f"ignored: {IGNORED['scheduler']}")
     model: StrictStr | None = Field(None, description="registry name or alias; else ?model= in the address")
     output_format: ImageFormat | None = Field(None, description="else the Accept header decides")
 
@@ -54,7 +59,7 @@ class TargetSize(BaseModel):
 class ImageToImageParameters(_Picture):
     """``parameters`` of image-to-image."""
 
-    prompt: Prompt | None = Field(None, description="what to do to the picture")
+    prompt: Text | None = Field(None, description="what to do to the picture")
     target_size: TargetSize | None = None
     strength: Number | None = Field(
         None, description="how much of the picture is redrawn, over 0 to 1; for models that begin at it"
@@ -81,14 +86,13 @@ _Absent: Final = BeforeValidator(lambda value: {} if value is None else value)
 class _Body(BaseModel):
     model_config = STRICT
 
-    # Of the older Inference API; here every request waits for its model, and no answer is kept.
-    options: dict[str, Any] | None = Field(None, description="of the standard; ignored")
+    options: dict[str, Any] | None = Field(None, description=f"ignored: {IGNORED['options']}")
 
 
 class TextToImageBody(_Body):
     """The body of text-to-image."""
 
-    inputs: Prompt = Field(description="what to show")
+    inputs: Text = Field(description="what to show")
     parameters: Annotated[TextToImageParameters, _Absent] = TextToImageParameters()
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, StrictBool, StrictStr, WithJsonSchema
 
+from api.hugging_face_fields import IGNORED
 from api.json_fields import STRICT, Number, Picture
 
 _Absent: Final = BeforeValidator(lambda value: {} if value is None else value)
@@ -41,7 +42,9 @@ class LabelParameters(Parameters):
 class SegmentationParameters(LabelParameters):
     threshold: Share = Field(0.5, description="least score of an instance")
     mask_threshold: Share = Field(0.5, description="least probability of a pixel")
-    overlap_mask_area_threshold: Share | None = Field(None, description="of the standard; ignored")
+    overlap_mask_area_threshold: Share | None = Field(
+        None, description=f"ignored: {IGNORED['overlap_mask_area_threshold']}"
+    )
     subtask: Literal["instance", "panoptic"] | None = Field(
         None, description="instance: masks may overlap; panoptic: each pixel has one"
     )
@@ -56,7 +59,7 @@ class _Body(BaseModel):
     model_config = STRICT
 
     inputs: Picture = Field(description="base64, data URI or public http(s) URL")
-    options: dict[str, Any] | None = Field(None, description="of the standard; ignored")
+    options: dict[str, Any] | None = Field(None, description=f"ignored: {IGNORED['options']}")
 
 
 class ObjectDetectionBody(_Body):

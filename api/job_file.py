@@ -66,6 +66,9 @@ MIGRATIONS: Sequence[Sequence[str]] = (
     ),
 )
 
+# When each owner was last given a run. Of this process alone: it only says who is next among equals.
+TURNS = "CREATE TEMP TABLE turn (owner TEXT PRIMARY KEY, at REAL NOT NULL)"
+
 
 class UnusableStore(Exception):
     """The store cannot be opened; the text says what to do about it. It ends the start-up."""
@@ -98,6 +101,8 @@ class JobFile:
                 connection.execute("PRAGMA query_only = ON")
             else:
                 self._prepare(connection)
+                connection.execute("PRAGMA temp_store = MEMORY")
+                connection.execute(TURNS)
         except sqlite3.Error as error:
             connection.close()
             raise self.unusable_because(error) from error

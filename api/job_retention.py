@@ -1,6 +1,8 @@
-"""How long finished jobs are kept: by age, and by size with the oldest going first. Live jobs never go.
+"""How long finished jobs are kept: by age, and by size with the oldest going first.
 
-A forgotten job leaves its id behind for a while, so that asking for it is told from asking for nothing.
+Live jobs never go, nor do those whose end is still to be told: a webhook is written from its job. The sender
+gives each up after a while, so they are few, and no result of anybody else's goes for them. A forgotten job
+leaves its id behind for a while, so that asking for it is told from asking for nothing.
 """
 
 import sqlite3
@@ -9,11 +11,14 @@ from api.job_record import StoreLimits
 
 _ROW_BYTES = 1024  # what a job costs besides its result: a flood of failures must be forgotten too
 _AT_ONCE = 500  # rows of one transaction: others wait for it
+_TOLD = "NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.seq = job.seq)"
 
 
 def forget(db: sqlite3.Connection, limits: StoreLimits, now: float) -> bool:
     """Drop what is over the limits; whether more is left to drop than one transaction should."""
-    old = db.execute("SELECT seq FROM job WHERE expires <= ? LIMIT ?", (now, _AT_ONCE)).fetchall()
+    old = db.execute(
+        f"SELECT seq FROM job WHERE expires <= ? AND {_TOLD} LIMIT ?", (now, _AT_ONCE)
+    ).fetchall()
     _drop(db, [seq for (seq,) in old], limits, now)
     heavy = _over_weight(db, limits)
     _drop(db, heavy, limits, now)
@@ -31,11 +36,11 @@ def drop(db: sqlite3.Connection, owner: str, id: str, limits: StoreLimits, now: 
 
 def _over_weight(db: sqlite3.Connection, limits: StoreLimits) -> list[int]:
     jobs, size = db.execute(
-        "SELECT count(*), coalesce(sum(size), 0) FROM job WHERE finished IS NOT NULL"
+        f"SELECT count(*), coalesce(sum(size), 0) FROM job WHERE finished IS NOT NULL AND {_TOLD}"
     ).fetchone()
     excess = size + jobs * _ROW_BYTES - limits.keep_bytes
     dropped: list[int] = []
-    oldest = "SELECT seq, size FROM job WHERE finished IS NOT NULL ORDER BY finished LIMIT ?"
+    oldest = f"SELECT seq, size FROM job WHERE finished IS NOT NULL AND {_TOLD} ORDER BY finished LIMIT ?"
     for seq, size in db.execute(oldest, (_AT_ONCE,)):
         if excess <= 0:
             break

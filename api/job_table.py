@@ -14,8 +14,9 @@ from core.errors import CapacityError, RequestError, ServingError
 
 _LIVE = "state IN ('queued', 'running')"
 
-# Owners take turns: a job's turn is its place among its owner's, with those that run counted. So a flood
-# under one key does not hold up another's single job. Within an owner the oldest comes first.
+# Owners take turns: a job's turn is its place among its owner's, with those that run counted, and among
+# equals it is the owner's who has waited longest for one. So a flood under one key does not hold up another's
+# single job. Within an owner the oldest comes first.
 _NEXT = f"""
     WITH busy AS (
         SELECT owner, count(*) AS jobs FROM job WHERE state = 'running' AND {_LIVE} GROUP BY owner
@@ -24,8 +25,8 @@ _NEXT = f"""
         FROM job
         WHERE state = 'queued' AND {_LIVE} AND not_before <= :now AND (deadline IS NULL OR deadline > :now)
     )
-    SELECT seq, attempts FROM waiting LEFT JOIN busy USING (owner)
-    ORDER BY place + coalesce(busy.jobs, 0), seq LIMIT :limit
+    SELECT seq, attempts, owner FROM waiting LEFT JOIN busy USING (owner) LEFT JOIN turn USING (owner)
+    ORDER BY place + coalesce(busy.jobs, 0), coalesce(turn.at, 0), seq LIMIT :limit
 """
 
 
@@ -92,11 +93,12 @@ def claim(db: sqlite3.Connection, limit: int, limits: StoreLimits, now: float) -
     claimed: list[JobRecord] = []
     if suspects and last:
         return claimed
-    for seq, attempts in db.execute(_NEXT, {"now": now, "limit": limit}).fetchall():
+    for seq, attempts, owner in db.execute(_NEXT, {"now": now, "limit": limit}).fetchall():
         suspect = attempts >= last > 0
         if suspect and (running or claimed):
             break  # the others end first; nothing new overtakes it
         _advance(db, seq, JobState.RUNNING, "attempts = attempts + 1, lease = lease + 1, started = ?", (now,))
+        db.execute("INSERT OR REPLACE INTO turn VALUES (?, ?)", (owner, now))
         (body,) = db.execute("SELECT data FROM body WHERE seq = ?", (seq,)).fetchone()
         claimed.append(record(db, "seq = ?", (seq,), body=body))
         if suspect:

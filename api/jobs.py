@@ -4,7 +4,6 @@ With API_PROFILE=vision the vision dialect answers these paths instead, in the s
 (an object keyed by id); it then lists its own endpoints in place of these.
 """
 
-import base64
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -38,7 +37,7 @@ _JOB: Final = {"type": "object", "required": list(_SHOWN), "properties": _SHOWN}
 _WHOLE: Final = {
     "type": "object",
     "required": [*_SHOWN, "result"],
-    "properties": _SHOWN | {"result": {"description": "JSON, or media_type and base64; null if none"}},
+    "properties": _SHOWN | {"result": {"description": "as its dialect answers; null if none"}},
 }
 _PAGE: Final = {
     "type": "object",
@@ -77,6 +76,7 @@ def endpoints(services: Services) -> list[Endpoint]:
             methods=(method,),
             summary=summary,
             control=True,
+            speaks="jobs",
             openapi={"parameters": [JOB_ID] if "{id}" in path else _QUERY},
             responses=answers(schema),
         )
@@ -126,12 +126,8 @@ class Jobs:
 
 
 def _result(job: JobRecord) -> dict[str, Any]:
-    if job.outcome is None:
-        return {"result": None}
-    if job.outcome.media_type == "application/json":
-        return {"result": orjson.Fragment(job.outcome.data)}
-    data = base64.b64encode(job.outcome.data).decode()
-    return {"result": {"media_type": job.outcome.media_type, "base64": data}}
+    """Every dialect's outcome is JSON."""
+    return {"result": None if job.outcome is None else orjson.Fragment(job.outcome.data)}
 
 
 def _progress(progress: Progress) -> dict[str, object]:

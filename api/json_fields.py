@@ -46,7 +46,7 @@ def _short(text: object) -> object:
     return text
 
 
-Prompt = Annotated[StrictStr, BeforeValidator(_short), AfterValidator(_encodable)]
+Text = Annotated[StrictStr, BeforeValidator(_short), AfterValidator(_encodable)]
 Picture = Annotated[str | LongText, PlainValidator(_text), WithJsonSchema({"type": "string"})]
 WholeNumber = Annotated[StrictInt, Field(ge=-(2**63), le=2**63)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

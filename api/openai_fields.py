@@ -9,13 +9,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
     StrictBool,
-    StrictInt,
-    StrictStr,
     ValidationError,
     WithJsonSchema,
 )
@@ -25,7 +22,7 @@ from api.flat_fields import FlatLora
 from api.form import Form, Part
 from api.images import ImageFormat
 from api.intake import ImageSource
-from api.json_fields import unknown
+from api.json_fields import Number, Text, WholeNumber, unknown
 from core.errors import RequestError
 
 # Fields of the standard that mean nothing here: they are taken and have no effect.
@@ -41,21 +38,6 @@ REFUSED: Final = {
 }
 
 _INDEXED: Final = re.compile(r"(image|mask|url)\[\d*\]")
-
-
-def _short(text: object) -> object:
-    if isinstance(text, LongText):
-        raise ValueError("is far over the limit; shorten it")
-    return text
-
-
-def _encodable(text: object) -> object:
-    if isinstance(text, str) and not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half a surrogate pair") from None
-    return _short(text)
 
 
 def _pictures(value: object) -> list[str | LongText | bytes]:
@@ -77,9 +59,6 @@ def _loras(value: object) -> list[FlatLora]:
     ]
 
 
-_Text = Annotated[StrictStr, BeforeValidator(_encodable)]
-_Int = Annotated[StrictInt, Field(ge=-(2**63), le=2**63)]
-_Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Pictures = Annotated[
     list[Any],
     PlainValidator(_pictures),
@@ -97,29 +76,27 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    prompt: _Text | None = None
-    model: _Text | None = Field(
-        None, description="a model of GET /v1/models; OpenAI's names mean the default"
-    )
-    n: _Int | None = Field(None, ge=1, le=10, description="pictures, of the seeds seed, seed + 1 …")
-    size: _Text | None = Field(None, description="WIDTHxHEIGHT or auto")
+    prompt: Text | None = None
+    model: Text | None = Field(None, description="a model of GET /v1/models; OpenAI's names mean the default")
+    n: WholeNumber | None = Field(None, ge=1, le=10, description="pictures, of the seeds seed, seed + 1 …")
+    size: Text | None = Field(None, description="WIDTHxHEIGHT or auto")
     quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = Field(
         None, description="low is 4 steps, medium 8, anything else the model's own number"
     )
     background: Literal["opaque", "auto"] | None = None
     output_format: ImageFormat | None = None
-    output_compression: _Int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
+    output_compression: WholeNumber | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
     response_format: Literal["b64_json", "url"] | None = None
     stream: StrictBool | None = None
-    partial_images: _Int | None = Field(None, ge=0, le=3, description="previews in a stream")
-    seed: _Int | None = None
-    num_inference_steps: _Int | None = Field(None, description="wins over quality")
-    true_cfg_scale: _Float | None = Field(None, description="1 means unguided; wins over guidance_scale")
-    guidance_scale: _Float | None = None
-    negative_prompt: _Text | None = None
+    partial_images: WholeNumber | None = Field(None, ge=0, le=3, description="previews in a stream")
+    seed: WholeNumber | None = None
+    num_inference_steps: WholeNumber | None = Field(None, description="wins over quality")
+    true_cfg_scale: Number | None = Field(None, description="1 means unguided; wins over guidance_scale")
+    guidance_scale: Number | None = None
+    negative_prompt: Text | None = None
     loras: _Loras | None = None
     lora: _Loras | None = Field(None, description="one LoRA: its id, or an object like those of loras")
-    step_cache: _Float | None = None
+    step_cache: Number | None = None
 
     @property
     def adapters(self) -> tuple[tuple[str, float], ...]:
@@ -152,7 +129,7 @@ class Edit(Generation):
     mask: _Pictures | None = Field(
         None, description="transparent where the first picture is painted anew; as large as that"
     )
-    strength: _Float | None = Field(None, description="for models that begin at the picture: over 0 to 1")
+    strength: Number | None = Field(None, description="for models that begin at the picture: over 0 to 1")
 
     @property
     def sources(self) -> list[ImageSource]:

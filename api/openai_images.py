@@ -1,25 +1,26 @@
-"""OpenAI's image routes: ``/v1/images/generations`` and ``/v1/images/edits``, also under ``/openai``."""
+"""OpenAI's image routes: ``/v1/images/generations`` and ``/v1/images/edits``, under every prefix."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
+from api.asking import STAND_IN, time_left, too_late
 from api.body import parse_json
 from api.dialect import Answer, Arrival, Endpoint, Services
 from api.form import parse_form
 from api.images import ImageFormat
+from api.json_fields import in_words
 from api.openai_answer import Shape, render, stream
 from api.openai_docs import ANSWERS, EDIT, GENERATION
 from api.openai_errors import refuse
 from api.openai_fields import Edit, Generation, checked, from_form
-from api.openai_models import find
+from api.openai_models import DOCUMENTED, PREFIXES, find
 from api.route import StreamRoute
 from api.stream import Event
-from core.errors import ExecutionError, RequestError, ServingError
-from core.request import SEED_MAX, Image, InferenceRequest, Size, Task
+from core.errors import RequestError, ServingError
+from core.request import SEED_MAX, InferenceRequest, Size, Task
 from core.result import InferenceResult
 from core.spec import PipelineSpec
 
@@ -31,8 +32,6 @@ _OUR_WORDS: Final = {
     **{"steps": "num_inference_steps", "cfg": "true_cfg_scale", "images": "image"},
     **{"width": "size", "height": "size", "task": "model"},
 }
-
-_STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,9 +75,9 @@ class OpenAIImages:
         try:
             first = await self._request(wishes, spec, arrival)
         except RequestError as error:
-            raise _in_our_words(error) from None
+            raise in_words(error, _OUR_WORDS) from None
         except TimeoutError:
-            raise _too_late() from None
+            raise too_late() from None
         if first.seed > SEED_MAX - count:
             raise RequestError(
                 "invalid_parameter", f"seed is over the limit of {SEED_MAX - count}", param="seed"
@@ -89,7 +88,7 @@ class OpenAIImages:
                 first,
                 id=first.id if at == 0 else f"{first.id}-{at}",
                 seed=first.seed + at,
-                timeout=self._left(arrival),
+                timeout=time_left(self._services.options.timeout, arrival.started),
                 previews=previews,
             )
             for at in range(count)
@@ -131,10 +130,10 @@ class OpenAIImages:
         width, height = wishes.sides or (None, None)
         # What is wrong without the pictures costs no decoding.
         ask = partial(ask, width=width, height=height)
-        request = ask(images=(_STAND_IN,) * len(sources), mask=_STAND_IN if mask else None)
+        request = ask(images=(STAND_IN,) * len(sources), mask=STAND_IN if mask else None)
         if not sources:
             return request
-        async with asyncio.timeout(self._left(arrival)):
+        async with asyncio.timeout(time_left(self._services.options.timeout, arrival.started)):
             pictures = await self._services.intake.load([*sources, mask] if mask else sources)
         if width is None and _takes(spec, pictures[0].size):
             ask = partial(ask, width=pictures[0].width, height=pictures[0].height)
@@ -159,16 +158,6 @@ class OpenAIImages:
             event="image_edit" if isinstance(wishes, Edit) else "image_generation",
             patch=spec.patch,
         )
-
-    def _left(self, arrival: Arrival) -> float | None:
-        """Seconds until the answer is no use. Raises ``ExecutionError`` ``deadline_exceeded``."""
-        timeout = self._services.options.timeout
-        if timeout is None:
-            return None
-        left = arrival.started + timeout - time.monotonic()
-        if left <= 0:
-            raise _too_late()
-        return left
 
 
 class Variations(OpenAIImages):
@@ -200,8 +189,9 @@ def endpoints(services: Services) -> list[Endpoint]:
             summary=summary,
             responses=ANSWERS,
             openapi={"requestBody": body} if body else None,
+            documented=prefix in DOCUMENTED,
         )
-        for prefix in ("", "/openai")
+        for prefix in PREFIXES
         for name, handle, summary, body in routes
     ]
 
@@ -216,15 +206,3 @@ def _steps(wishes: Generation, spec: PipelineSpec) -> int | None:
 def _takes(spec: PipelineSpec, size: Size) -> bool:
     """Whether an edit can be as large as its picture; otherwise the model's own area, at that aspect."""
     return spec.min_side <= min(size) and max(size) <= spec.max_side
-
-
-def _in_our_words(error: RequestError) -> RequestError:
-    word = _OUR_WORDS.get(error.param or "")
-    if word is None:
-        return error
-    assert error.param is not None
-    return RequestError(error.code, error.message.replace(error.param, word, 1), param=word)
-
-
-def _too_late() -> ExecutionError:
-    return ExecutionError("deadline_exceeded", "the request's timeout passed before its pictures were read")

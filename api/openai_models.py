@@ -2,7 +2,6 @@
 
 import math
 import re
-import secrets
 import time
 from typing import Any, Final
 
@@ -10,14 +9,18 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dialect import Endpoint, Services
-from api.exchange import request_id
+from api.dialect import Answer, Arrival, Endpoint, Services
+from api.errors import message_of
 from api.openai_docs import ANSWERS
-from api.openai_errors import refuse
+from api.openai_errors import openai_status, worded
 from core.catalog import Catalog
-from core.errors import RequestError
+from core.errors import RequestError, ServingError
 from core.request import Task
 from core.spec import PipelineSpec
+
+# Before ``/v1``. The last is where RunPod has an endpoint's own routes for clients of OpenAI.
+PREFIXES: Final = ("", "/openai", "/v2/{endpoint_id}/openai")
+DOCUMENTED: Final = frozenset({"", "/openai"})
 
 # Clients hold lists of these and let nobody add to them: each means whatever is served here.
 _OPENAI_NAME: Final = re.compile(
@@ -46,16 +49,11 @@ def endpoints(services: Services) -> list[Endpoint]:
     started = int(time.time())
 
     async def listed(request: Request) -> Response:
-        return _json(request, listing(services.catalog, started))
+        return _json(listing(services.catalog, started))
 
     async def one(request: Request) -> Response:
         name = str(request.path_params["id"])
-        try:
-            spec = find(services.catalog, name)
-        except RequestError as error:
-            answer = refuse(error)
-            return Response(answer.body, answer.status, _id(request), answer.media_type)
-        return _json(request, model(spec, started, name))
+        return _json(model(find(services.catalog, name), started, name))
 
     missing: dict[int | str, dict[str, Any]] = {404: ANSWERS[404]}
     text = {
@@ -67,18 +65,25 @@ def endpoints(services: Services) -> list[Endpoint]:
     }
     return [
         endpoint
-        for prefix in ("/v1", "/openai/v1")
+        for prefix in PREFIXES
         for endpoint in (
             Endpoint(
-                path=f"{prefix}/models", handle=listed, methods=("GET",), summary="The models served here"
+                path=f"{prefix}/v1/models",
+                handle=listed,
+                methods=("GET",),
+                summary="The models served here",
+                refuse=refuse,
+                documented=prefix in DOCUMENTED,
             ),
             Endpoint(
-                path=f"{prefix}/models/{{id:path}}",
+                path=f"{prefix}/v1/models/{{id:path}}",
                 handle=one,
                 methods=("GET",),
                 summary="One model, by any of its names",
                 responses=missing,
                 openapi={"parameters": [text]},
+                refuse=refuse,
+                documented=prefix in DOCUMENTED,
             ),
         )
     ]
@@ -113,9 +118,11 @@ def family(spec: PipelineSpec) -> str:
     return spec.factory.partition(":")[0].rpartition(".")[2].replace("_", "-")
 
 
-def _id(request: Request) -> dict[str, str]:
-    return {"X-Request-Id": request_id(request.headers.get("x-request-id"), secrets.token_hex(8))}
+def refuse(error: ServingError, arrival: Arrival) -> Answer:
+    """OpenAI's clients look into ``error``, those of the SDXL service into ``detail``."""
+    body = {"error": worded(error), "detail": message_of(error)}
+    return Answer(orjson.dumps(body), openai_status(error))
 
 
-def _json(request: Request, body: object) -> Response:
-    return Response(orjson.dumps(body), 200, _id(request), "application/json")
+def _json(body: object) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")

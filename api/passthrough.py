@@ -4,17 +4,14 @@ RunPod makes them of calls to ``/v2/{endpoint_id}/openai/v1/…``. It refuses to
 route has its dialect.
 """
 
-import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from api.dialect import Arrival, Dialect
+from api.several import submit_all
 from core.errors import ExecutionError, RequestError
-from core.request import InferenceRequest
-from core.result import InferenceResult, OnProgress
+from core.result import OnProgress
 from core.service import Submit
 
 _NAMES = frozenset({"openai_route", "openai_input"})
@@ -38,8 +35,8 @@ class Passthrough:
         *,
         id: str,
         arrived: float | None = None,
-    ) -> dict[str, Any]:
-        """The answer that the route gives over HTTP, as a value. Raises ``ServingError``.
+    ) -> bytes:
+        """The answer that the route gives over HTTP: JSON. Raises ``ServingError``.
 
         id: unique among live jobs; the dialect names its requests after it.
         """
@@ -62,8 +59,7 @@ class Passthrough:
         answer = await dialect.render(call, await submit_all(submit, call.requests, on_progress))
         if answer.status != 200 or answer.media_type != "application/json":
             raise ExecutionError("pipeline_error", "the route's answer is no JSON, so no job can carry it")
-        value: dict[str, Any] = orjson.loads(answer.body)
-        return value
+        return answer.body
 
     def _route(self, job_input: Mapping[str, Any]) -> str:
         for name in sorted(job_input.keys() - _NAMES):
@@ -80,19 +76,3 @@ class Passthrough:
         if not isinstance(job_input.get("openai_input"), dict):
             raise RequestError("invalid_parameter", "openai_input must be an object", param="openai_input")
         return path
-
-
-async def submit_all(
-    submit: Submit, requests: Sequence[InferenceRequest], on_progress: OnProgress | None
-) -> list[InferenceResult]:
-    """All of them, or the first failure, which ends the others. The first one's progress is told."""
-    tasks = [
-        asyncio.ensure_future(submit(request, None if place else on_progress))
-        for place, request in enumerate(requests)
-    ]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

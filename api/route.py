@@ -1,29 +1,22 @@
 """One HTTP request of any dialect, from its first byte to its answer."""
 
-import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final, Generic
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.body import ClientGone, read_body
+from api.body import read_body
 from api.budget import Lease
 from api.dialect import Answer, Arrival, C, Dialect, Services, Streaming
-from api.errors import headers_of
 from api.exchange import figures, unless_gone
 from api.probes import why_not
+from api.several import submit_all
 from api.stream import Done, Event, Failed, events
 from api.visit import Visit, arrival_of, visit_of
-from core.errors import ExecutionError, ServingError
-from core.request import InferenceRequest
-from core.result import InferenceResult
 
 __all__ = ["Route", "StreamRoute", "arrival_of"]
-
-log = logging.getLogger("batchmux.api")
 
 # Proxies such as nginx would otherwise collect events until there are kilobytes of them.
 _UNBUFFERED: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -38,21 +31,9 @@ class Route(Generic[C]):
         self._max_body_bytes = max_body_bytes or services.options.max_body_bytes
 
     async def __call__(self, request: Request) -> Response:
-        visit, arrival = visit_of(request.scope), arrival_of(request)
-        try:
-            self._refuse_early()
-            return await self._work(request, arrival, visit)
-        except ClientGone:
-            visit.code = "cancelled"
-            return Response(status_code=499)
-        except ServingError as error:
-            visit.code = error.code
-            return self._refusal(error, arrival)
-        except Exception:
-            log.exception("request=%s job=%s failed in a way nobody foresaw", arrival.shown_id, arrival.id)
-            visit.code = "pipeline_error"
-            fault = ExecutionError("pipeline_error", "the server failed on this request")
-            return self._refusal(fault, arrival)
+        """Raises; see ``api.refusing``."""
+        self._refuse_early()
+        return await self._work(request, arrival_of(request), visit_of(request.scope))
 
     def _refuse_early(self) -> None:
         """Before a byte of the body is read. While a model loads, work is accepted and waits for it."""
@@ -90,30 +71,11 @@ class Route(Generic[C]):
         return await self._finish(call, arrival, visit)
 
     async def _finish(self, call: C, arrival: Arrival, visit: Visit) -> Response:
-        results = await self._submit_all(call.requests)
+        results = await submit_all(self._services.submit, call.requests)
         visit.got(results)
         with visit.stage("encode"):
             answer = await self.dialect.render(call, results)
         return _response(answer, {**figures(results[0]), "Server-Timing": visit.server_timing})
-
-    async def _submit_all(self, requests: Sequence[InferenceRequest]) -> list[InferenceResult]:
-        """All of them, or the first failure, which ends the others."""
-        if len(requests) == 1:
-            return [await self._services.submit(requests[0])]
-        tasks = [asyncio.ensure_future(self._services.submit(request)) for request in requests]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _refusal(self, error: ServingError, arrival: Arrival) -> Response:
-        response = _response(self.dialect.refuse(error, arrival), headers_of(error))
-        if error.code == "request_timeout" or "expect" in arrival.headers:
-            # What is left of the body may never come, so the connection cannot be used again.
-            response.headers["Connection"] = "close"
-        return response
 
 
 class StreamRoute(Route[C]):

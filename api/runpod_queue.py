@@ -138,6 +138,7 @@ def endpoints(services: Services) -> list[Endpoint]:
             methods=(method,),
             summary=summary,
             control=control,
+            speaks=DIALECT,
             openapi={"parameters": parameters, **body},
             responses=answers(schema),
         )

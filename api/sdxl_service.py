@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, StrictBool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import parse_json
 from api.control import Control
 from api.dialect import Answer, Arrival, Endpoint, Services
-from api.fields import FAULTS, Float, Int, Text, Wire, as_fault, body_of, checked, worded
-from api.route import Route, arrival_of
+from api.fields import FAULTS, Wire, as_fault, body_of, checked, worded
+from api.json_fields import Number, Text, WholeNumber
+from api.route import Route
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
 from core.result import InferenceResult
@@ -36,25 +37,25 @@ _SENTENCES: Final = {
 class Params(Wire):
     """Absent and null leave the choice to the model: a few-step one is spoilt by 25 steps."""
 
-    width: Int | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
-    height: Int | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
-    steps: Int | None = Field(None, ge=1, le=100)
-    cfg: Float | None = Field(None, ge=0, le=20, description="0 and 1 mean unguided")
-    seed: Int | None = Field(None, description="absent, null and -1 mean a random one")
+    width: WholeNumber | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
+    height: WholeNumber | None = Field(None, ge=64, le=2048, description="in pixels, a multiple of 8")
+    steps: WholeNumber | None = Field(None, ge=1, le=100)
+    cfg: Number | None = Field(None, ge=0, le=20, description="0 and 1 mean unguided")
+    seed: WholeNumber | None = Field(None, description="absent, null and -1 mean a random one")
     model: Text | None = Field(None, max_length=200, description="hub id, name or alias")
 
 
 class Safety(Wire):
     """Accepted, and of no effect: nothing here looks at pictures."""
 
-    allow_mature_implicit: bool = False
+    allow_mature_implicit: StrictBool = False
 
 
 class Metadata(Wire):
     """Accepted, and kept nowhere."""
 
-    project_id: Text | Int | None = None
-    agent_id: Text | Int | None = None
+    project_id: Text | WholeNumber | None = None
+    agent_id: Text | WholeNumber | None = None
 
 
 class GenerateBody(Wire):
@@ -89,14 +90,17 @@ def endpoints(services: Services) -> list[Endpoint]:
         ),
         Endpoint(
             path="/v1/models/purge",
+            # Not ``control``: a call can cost the device a model's loading, so a key's limit holds for it.
             handle=Control(services, Purging(services), refuse),
             summary="Throw models out of memory",
+            speaks="sdxl_service",
             openapi={"requestBody": body_of(PurgeBody, required=False)},
             responses=FAULTS,
         ),
         Endpoint(
             path="/v1/jobs/{job_id}",
             handle=_deprecated,
+            refuse=refuse,
             methods=("GET",),
             summary="No longer there: /v1/generate answers at once",
             openapi={
@@ -220,10 +224,7 @@ def refuse(error: ServingError, arrival: Arrival) -> Answer:
 
 
 async def _deprecated(request: Request) -> Response:
-    arrival = arrival_of(request)
-    error = RequestError("expired", "Endpoint deprecated: generation is synchronous now")
-    answer = refuse(error, arrival)
-    return Response(answer.body, answer.status, {"X-Request-Id": arrival.shown_id}, answer.media_type)
+    raise RequestError("expired", "Endpoint deprecated: generation is synchronous now")
 
 
 def _by_rule(error: RequestError, params: Params, spec: PipelineSpec) -> ServingError:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import AfterValidator, Field, PlainValidator, StrictBool, WithJsonSchema
 
 from api.body import LongText
-from api.fields import FieldFault, Float, Text, Wire
+from api.fields import FieldFault, Wire
+from api.json_fields import Number, Text
 from core.vision import Ask, Box, Depth, Detect, Embed, Segment, SegmentPrompt
 
 MaskFormat = Literal["rle", "polygons", "polygon", "dense", "coco_rle", "png"]
@@ -128,7 +129,7 @@ Boxes = Annotated[
         {"type": "array", "items": {"type": "array", "items": {"type": "array", "items": _BOX}}},
     ),
 ]
-Part = Annotated[Float, Field(ge=0, le=1)]
+Part = Annotated[Number, Field(ge=0, le=1)]
 
 
 class VisionBody(Wire):
@@ -214,7 +215,7 @@ class DepthAnythingBody(VisionBody):
     output_format: DepthFormat = Field(
         "png", description="of depth_data: 8 or 16 bits between metadata.min and max, float32, or colours"
     )
-    focal: Float | None = Field(
+    focal: Number | None = Field(
         None, description="of the camera in pixels, for models that measure in metres"
     )
 

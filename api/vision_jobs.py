@@ -17,14 +17,15 @@ from api.fields import FAULTS, body_of, worded
 from api.job_record import JobOutcome, JobRecord, JobState, NewJob
 from api.job_route import JobRoute, idempotency_key, runner_of
 from api.job_runner import Work
-from api.passthrough import submit_all
 from api.runpod_fields import wait_seconds, webhook_of
+from api.several import submit_all
 from api.vision_kinds import KINDS
 from api.vision_service import VisionService, refuse
 from core.errors import ExecutionError, RequestError, ServingError
 from core.result import OnProgress
 
 DIALECT: Final = "vision"
+_SPEAKS: Final = "vision_jobs"
 _STATUS: Final = {
     JobState.QUEUED: "pending",
     JobState.RUNNING: "running",
@@ -70,13 +71,17 @@ def submit_endpoints(services: Services) -> list[Endpoint]:
         Endpoint(
             path=f"/jobs/submit/{kind.name}",
             handle=route,
+            speaks=_SPEAKS,
             summary=f"Queue a job: {kind.summary[0].lower()}{kind.summary[1:]}",
             openapi={"requestBody": _with_webhook(body_of(kind.body))},
             responses=_answers(_JOB),
         )
         for kind in KINDS.values()
     ]
-    return [*known, Endpoint(path="/jobs/submit/{model_type}", handle=route, documented=False)]
+    return [
+        *known,
+        Endpoint(path="/jobs/submit/{model_type}", handle=route, speaks=_SPEAKS, documented=False),
+    ]
 
 
 def endpoints(services: Services) -> list[Endpoint]:
@@ -105,6 +110,7 @@ def endpoints(services: Services) -> list[Endpoint]:
         Endpoint(
             path=path,
             handle=JobRoute(services, act, refusal),
+            speaks=_SPEAKS,
             methods=(method,),
             summary=summary,
             control=True,

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from api.control import Control, Work
 from api.dialect import Endpoint, Services
-from api.fields import FAULTS, Text, Wire, body_of, checked
+from api.fields import FAULTS, Wire, body_of, checked
+from api.json_fields import Text
 from api.vision_kinds import KINDS, Kind, find, shown
 from api.vision_service import refuse
 from core.catalog import Catalog
@@ -19,6 +20,7 @@ from core.service import Health, LoadedModel
 from core.spec import PipelineSpec
 
 KindName = Literal["sam3", "grounding_dino", "depth_anything", "dinov3"]
+IGNORED: Final = {"device": "a server has one device; model_info tells which"}
 _MIB: Final = 2**20
 _INFO: Final = {
     "type": "object",
@@ -37,9 +39,7 @@ _TEXT: Final = {"type": "string"}
 class LoadBody(Wire):
     model_type: KindName
     model_id: Text | None = Field(None, max_length=200, description="name, alias or hub id; else the usual")
-    device: Text | None = Field(
-        None, max_length=40, description="of no effect: this server has one device, see model_info"
-    )
+    device: Text | None = Field(None, max_length=40, description=f"ignored: {IGNORED['device']}")
 
 
 class UnloadBody(Wire):
@@ -53,6 +53,7 @@ def endpoints(services: Services) -> list[Endpoint]:
         return Endpoint(
             path=f"/models/{path}",
             handle=Control(services, work, refuse),
+            speaks="vision_models",
             summary=summary,
             openapi={} if body is None else {"requestBody": body_of(body)},
             responses={**FAULTS, **_answers(**told)},
@@ -70,6 +71,7 @@ def endpoints(services: Services) -> list[Endpoint]:
             ),
             control=True,
             refuse=refuse,
+            speaks="vision_models",
         ),
         control("load", models.load, "Load a model", LoadBody, message=_TEXT, model_info=_INFO),
         control("unload", models.unload, "Throw a model out of memory", UnloadBody, message=_TEXT),

@@ -8,7 +8,7 @@ import orjson
 import pybase64
 
 from api.dialect import Arrival, Services
-from api.passthrough import submit_all
+from api.several import submit_all
 from api.vision_kinds import KINDS
 from api.vision_service import VisionService
 from core.errors import RequestError
@@ -34,8 +34,8 @@ class VisionTasks:
         *,
         id: str,
         arrived: float | None = None,
-    ) -> dict[str, Any]:
-        """The answer that the route gives over HTTP, as a value; with ``render`` true a PNG in ``image``.
+    ) -> bytes:
+        """The answer that the route gives over HTTP: JSON; with ``render`` true it has a PNG in ``image``.
 
         Raises ``ServingError``. id: unique among live jobs.
         """
@@ -61,6 +61,6 @@ class VisionTasks:
         call = await service.parse(fields, arrival)
         answer = await service.render(call, await submit_all(submit, call.requests, on_progress))
         if render:
-            return {"image": pybase64.b64encode(answer.body).decode(), "model_id": call.model}
-        value: dict[str, Any] = orjson.loads(answer.body)
-        return value
+            picture = pybase64.b64encode(answer.body).decode()
+            return orjson.dumps({"image": picture, "model_id": call.model})
+        return answer.body

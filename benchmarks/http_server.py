@@ -13,6 +13,7 @@ from api.app import ApiOptions, create_app
 from api.codec import Codec
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
+from api.metrics import Metrics
 from api.server import ServerOptions, serve
 from batching.mux import BatchMux, BatchPolicy
 from core.catalog import Catalog
@@ -20,6 +21,7 @@ from core.request import InferenceRequest
 from core.result import InferenceResult
 from core.service import Health, port
 from core.spec import PipelineSpec
+from core.stats import Stats
 
 T = TypeVar("T")
 
@@ -120,14 +122,20 @@ def main() -> None:
             print("listening", flush=True)
 
         measured: list[float] = []
+
+        def health() -> Health:
+            return Health(state="ready", model=SPEC.name, counts=counts())
+
+        metrics = Metrics(health, Stats)
         app = create_app(
-            port(mux.submit),
+            metrics.counted(port(mux.submit)),
             Catalog([SPEC], default=SPEC.name),
-            lambda: Health(state="ready", model=SPEC.name, counts=counts()),
+            health,
             ApiOptions(),
             intake=intake,
             admit=mux.admit,
             files=FileStore(FileOptions()),
+            metrics=metrics,
         )
         serve(
             app,

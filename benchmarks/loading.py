@@ -62,7 +62,7 @@ def show_models() -> None:
     """One row a model and precision; a refusal takes the figures' place."""
     print(f"{'model':14}{'PRECISION_MODE':20}{'load':>8}{'weights':>11}{'held as':>9}{'peak growth':>19}")
     for spec in SPECS:
-        for name in PRECISIONS if not spec.needs_gpu else ():
+        for name in PRECISIONS if spec.source.startswith("builtin:") else ():
             command = [sys.executable, "-m", "benchmarks.loading", "--one", spec.name, name]
             done = subprocess.run(command, capture_output=True, text=True)
             figures = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}

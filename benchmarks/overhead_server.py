@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from api.app import ApiOptions, create_app
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
+from api.metrics import Metrics
 from api.server import ServerOptions, serve
 from benchmarks.http_server import MeasuredCodec
 from core.catalog import Catalog
@@ -18,6 +19,7 @@ from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult, OnProgress
 from core.service import Health
 from core.spec import PipelineSpec
+from core.stats import Stats
 
 SIDE = 64  # of a picture made of a text
 
@@ -59,14 +61,21 @@ def main() -> None:
     options = arguments.parse_args()
     with ImageIntake(IntakeOptions()) as intake:
         codec = intake.codec = MeasuredCodec(4, 256)
+
+        def health() -> Health:
+            counts = {"codec_us": round(codec.seconds * 1e6)}
+            return Health(state="ready", model=SPEC.name, counts=counts)
+
+        metrics = Metrics(health, Stats)
         app = create_app(
-            submit,
+            metrics.counted(submit),
             Catalog([SPEC], default=SPEC.name),
-            lambda: Health(state="ready", model=SPEC.name, counts={"codec_us": round(codec.seconds * 1e6)}),
+            health,
             ApiOptions(),
             intake=intake,
             admit=lambda: None,
             files=FileStore(FileOptions(folder=Path("out/files"))),
+            metrics=metrics,
         )
         serve(
             echoing() if options.echo else app,

@@ -45,7 +45,7 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedModel:
-    """A model in memory. bytes: of weights and caches on its device. precision: of most of its weights."""
+    """A model in memory. bytes: of weights and caches on its device. precision: formats of its weights."""
 
     name: str
     bytes: int

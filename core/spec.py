@@ -19,7 +19,7 @@ class PipelineSpec:
     """A registry row: all that is known of a model without loading it.
 
     factory:   ``"module:callable"``, imported on first use only.
-    source:    hub id of the checkpoint, or ``builtin:NAME`` for one this repository builds.
+    source:    hub id of the checkpoint, also ``owner/name@revision``, or ``builtin:NAME`` for one of our own.
     denoiser:  ``owner/name/file.safetensors`` of a denoiser that takes the place of the source's own.
     lightning_lora: ``owner/name/file.safetensors`` of the LoRA that is fused into the source's denoiser.
     output_area / reference_area / condition_area: target pixels; sizes keep the input's aspect.
@@ -78,6 +78,11 @@ class PipelineSpec:
         """What callers may call it. The source's id names the row that leaves the source as it is."""
         changed = self.denoiser is not None or self.lightning_lora is not None
         return (self.name, *(() if changed else (self.source,)), *self.aliases)
+
+    def source_at(self, revision: str | None = None) -> tuple[str, str | None]:
+        """Repository of the hub, and its commit, tag or branch; ``revision`` comes before the row's own."""
+        repository, _, pinned = self.source.partition("@")
+        return repository, revision or pinned or None
 
     def request(
         self,

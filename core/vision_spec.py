@@ -14,13 +14,15 @@ class VisionSpec:
 
     fit: how a picture is brought to that size. ``square``: to ``side`` x ``side``, whatever its aspect.
         ``shortest``: its shorter side becomes ``side``, unless the longer would pass ``longest``.
-        ``longest``: its longer side becomes ``side``. The last two keep the aspect, rounded to ``multiple``.
+        ``longest``: its longer side becomes ``side``. ``either``: one of its sides becomes ``side``, that
+        which needs the smaller change, unless the longer would pass ``longest``. All but ``square`` keep
+        the aspect, rounded to ``multiple``.
     patch: pixels per token along one side.
     max_prompts: of one picture; each is a pass of the decoder. max_prompt_chars: of all of them together.
     max_boxes: of one prompt. max_found: instances or boxes of one picture that are answered, the best first.
     """
 
-    fit: Literal["square", "shortest", "longest"]
+    fit: Literal["square", "shortest", "longest", "either"]
     side: int
     longest: int = 0
     multiple: int = 1
@@ -36,8 +38,18 @@ class VisionSpec:
         if self.fit == "square":
             return self.side, self.side
         if self.fit == "longest":
+            # Source: "upper_bound_resize" of depth_anything_3's utils/io/input_processor.py: whole pixels
+            # first, then the nearest multiple, the larger of two equally near.
             scale = self.side / max(size)
-            return _nearest(width * scale, self.multiple), _nearest(height * scale, self.multiple)
+            return _nearest(round(width * scale), self.multiple), _nearest(
+                round(height * scale), self.multiple
+            )
+        if self.fit == "either":
+            # Source: get_resize_output_image_size of transformers' image_processing_pil_dpt.py, which knows
+            # no bound.
+            scale = min(self.side / height, self.side / width, key=lambda change: abs(1 - change))
+            scale = min(scale, self.longest / max(size))
+            return _rounded(scale * width, self.multiple), _rounded(scale * height, self.multiple)
         # Source: get_size_with_aspect_ratio of transformers' image_transforms.py, its rounding included.
         short, long, side = min(size), max(size), float(self.side)
         if long / short * self.side > self.longest:
@@ -128,7 +140,11 @@ class VisionSpec:
                 raise invalid(field, f"{field} holds half a character pair; send valid Unicode") from None
 
 
-def _nearest(value: float, multiple: int) -> int:
+def _nearest(value: int, multiple: int) -> int:
+    return max(multiple, (value + multiple // 2) // multiple * multiple)
+
+
+def _rounded(value: float, multiple: int) -> int:
     return max(multiple, round(value / multiple) * multiple)
 
 

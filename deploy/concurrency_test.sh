@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Sends several edits of one picture at once to POST /edit and says how each ended.
-# Change the values here, or set them: IMAGE_PATH=me.jpg BASE_URL=http://gpu:7000 REQUESTS=8 deploy/concurrency_test.sh
+# Change the values here, or set them: IMAGE_PATH=me.jpg BASE_URL=http://gpu:8000 REQUESTS=8 deploy/concurrency_test.sh
 # Set API_KEY where the server asks for one. Exits with 1 when a request was not answered with a picture.
 set -euo pipefail
 
-BASE_URL=${BASE_URL:-http://localhost:7000}
+BASE_URL=${BASE_URL:-http://localhost:8000}
 IMAGE_PATH=${IMAGE_PATH:-$(dirname "$0")/../assets/chelsea.jpg}
 PROMPT=${PROMPT:-Add a red hat}
 REQUESTS=${REQUESTS:-4}

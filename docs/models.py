@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, the repos
 
 from core.request import Task  # noqa: E402 - after the path
 from core.spec import PipelineSpec  # noqa: E402
+from core.vision_spec import VisionSpec  # noqa: E402
 from pipelines.options import Mode  # noqa: E402
 from pipelines.registry import SPECS, catalog  # noqa: E402
 from variables.model import ModelSettings  # noqa: E402
@@ -166,22 +167,66 @@ def card(row: Row) -> str:
     return f"{row.spec.vram_gb:g}" if row.spec.vram_gb else "unknown" if row.spec.needs_gpu else "none"
 
 
-SECTIONS: tuple[tuple[str, str, Mapping[str, Column]], ...] = (
-    (
-        "What they do",
-        """
+def entry(row: Row) -> str:
+    """At what size a picture enters a vision model."""
+    known = row.spec.vision
+    if known is None:
+        return ""
+    if known.fit == "square":
+        return f"{known.side}x{known.side}, whatever its aspect"
+    least = f", in multiples of {known.multiple}" if known.multiple > 1 else ""
+    if known.fit == "longest":
+        return f"longer side {known.side}{least}"
+    return (
+        f"shorter side {known.side}" + (f", longer at most {known.longest}" if known.longest else "") + least
+    )
+
+
+def asked(limit: Callable[[VisionSpec], int]) -> Column:
+    """Of models that are asked for something in words."""
+    worded = frozenset({Task.SEGMENT, Task.DETECT})
+
+    def cell(row: Row) -> str:
+        return str(limit(row.spec.vision)) if row.spec.vision and row.spec.tasks & worded else ""
+
+    return cell
+
+
+Section = tuple[str, str, Mapping[str, Column]]
+
+EVERY: Section = (
+    "What they do",
+    """
 `edit` needs at least one picture; `generate` makes one of a text alone, and takes none. A model with both
-does what the request says: with a picture it edits.
+does what the request says: with a picture it edits. `segment`, `detect`, `depth` and `embed` look at a
+picture.
 """,
-        {
-            "Model": name,
-            "Checkpoint": link,
-            "Aliases": aliases,
-            "Task": tasks,
-            "Needs a GPU": needs_gpu,
-            "Licence of the weights": lambda row: row.spec.licence or "unknown",
-        },
-    ),
+    {
+        "Model": name,
+        "Checkpoint": link,
+        "Aliases": aliases,
+        "Task": tasks,
+        "Needs a GPU": needs_gpu,
+        "Licence of the weights": lambda row: row.spec.licence or "unknown",
+    },
+)
+LOOKING: Section = (
+    "Vision models",
+    """
+Pictures of any size enter a model at its own; what is found is told in the pixels of the caller's. Requests
+of different callers share a forward where their pictures enter at the same size. Weights stay in fp32
+whatever `PRECISION_MODE` says, products follow it on a GPU. Prompts are counted for each picture, characters
+over all of its prompts, and no more is answered than found at most, the best first.
+""",
+    {
+        "Model": name,
+        "Enters at": entry,
+        "Prompts": asked(lambda known: known.max_prompts),
+        "Characters": asked(lambda known: known.max_prompt_chars),
+        "Found at most": asked(lambda known: known.max_found),
+    },
+)
+PAINTING: tuple[Section, ...] = (
     (
         "Defaults",
         """
@@ -251,8 +296,11 @@ a card of at least the size in the last column but one, in GB. Peaks of GPU memo
 
 def page(rows: Sequence[Row]) -> str:
     """``docs/models.md`` in full."""
+    looking = [row for row in rows if row.spec.vision]
+    painting = [row for row in rows if not row.spec.vision]
+    sections = [(EVERY, rows), *((section, painting) for section in PAINTING), (LOOKING, looking)]
     return HEAD + "".join(
-        f"\n## {title}\n{text}\n{table(columns, rows)}" for title, text, columns in SECTIONS
+        f"\n## {title}\n{text}\n{table(columns, shown)}" for (title, text, columns), shown in sections
     )
 
 

@@ -5,14 +5,17 @@ Safetensors only: nothing of a checkpoint is ever executed.
 
 import importlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
+from pipelines import beside
 from pipelines.importing import undisturbed
 from pipelines.options import ModelOptions, Report, Silent
-from pipelines.shards import Part, survey
+from pipelines.precision import role_of
+from pipelines.shards import Part, survey, weigh_file
 
 CHECKPOINT = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja")
 # One model in one folder, with what it needs to read pictures and texts.
@@ -32,25 +35,33 @@ _BUILT_IN = {
     "pocket-image": "pipelines.pocket.builder:build_image",
     "pocket-sdxl": "pipelines.pocket.sdxl:build",
     "pocket-dinov3": "pipelines.pocket.dinov3:build",
+    "pocket-depth": "pipelines.pocket.depth:build",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint on this machine. parts: those with weights, by name."""
+    """All that a load reads, on this machine.
+
+    parts: those with weights, by name. files: what the row names beside its checkpoint, as it names them.
+    """
 
     folder: Path
-    parts: dict[str, Part]
+    parts: Mapping[str, Part]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def find(spec: PipelineSpec, options: ModelOptions, report: Report) -> Found:
-    """``find_checkpoint``, with every weight file checked by its header."""
+    """The checkpoint and all that is needed beside it, every weight file checked by its header."""
+    if options.found is not None:
+        return options.found
     folder = find_checkpoint(spec, options, report)
-    if not folder.is_dir():
-        raise CapacityError(
-            "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
-        )
-    return Found(folder, survey(folder))
+    parts = survey(folder)
+    files = beside.find_files(spec, options, report)
+    if spec.denoiser is not None:
+        parts = {name: part for name, part in parts.items() if role_of(name) != "denoiser"}
+        parts["denoiser"] = weigh_file(files[spec.denoiser])
+    return Found(folder, parts, files)
 
 
 def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | None = None) -> Path:
@@ -60,8 +71,6 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
     report: told the bytes that are fetched.
     Raises ``CapacityError`` ``not_ready``.
     """
-    if options.checkpoint is not None:
-        return options.checkpoint
     if options.revision is not None and (options.model_dir or spec.source.startswith("builtin:")):
         raise CapacityError(
             "not_ready",
@@ -69,12 +78,16 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
             retryable=False,
         )
     if options.model_dir is not None:
+        if not options.model_dir.is_dir():
+            raise CapacityError(
+                "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
+            )
         return options.model_dir
     if spec.source.startswith("builtin:"):
         return _built(spec, options)
     from pipelines import hub
 
-    repository, revision = source_of(spec, options)
+    repository, revision = spec.source_at(options.revision)
     return hub.snapshot(repository, revision, options, report or Silent(), patterns_of(spec))
 
 
@@ -83,12 +96,6 @@ def patterns_of(spec: PipelineSpec) -> tuple[str, ...]:
     if spec.vision is not None:
         return VISION
     return CHECKPOINT if spec.denoiser is None else WITHOUT_DENOISER
-
-
-def source_of(spec: PipelineSpec, options: ModelOptions) -> tuple[str, str | None]:
-    """Repository and revision on the hub."""
-    repository, _, pinned = spec.source.partition("@")
-    return repository, options.revision or pinned or None
 
 
 def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
@@ -105,41 +112,8 @@ def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
         ) from error
 
 
-def find_file(reference: str, options: ModelOptions, report: Report) -> Path:
-    """One file of weights, ``owner/name/file.safetensors``: baked in, or from the hub.
-
-    report: told the bytes that are fetched.
-
-    Raises ``ValueError`` for a file of another kind, ``CapacityError`` ``not_ready`` when it is nowhere.
-    """
-    owner, name, file = reference.split("/", 2)
-    if not file.endswith(".safetensors"):
-        raise ValueError(f"{file} is not a safetensors file")
-    if options.lightning.folder is not None:
-        baked = options.lightning.folder / Path(file).name
-        if baked.is_file():
-            return baked
-    from pipelines import hub
-
-    try:
-        return hub.snapshot(f"{owner}/{name}", None, options, report, (file,)) / file
-    except CapacityError as error:
-        raise CapacityError(
-            "not_ready",
-            f"{Path(file).name} cannot be had: {error.message}; or put it into LORA_DIR",
-            retryable=error.retryable,
-        ) from None
-
-
 def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise CapacityError(
-            "not_ready",
-            "there is no model_index.json in MODEL_DIR; name the folder of a diffusers checkpoint",
-            retryable=False,
-        )
-    found = json.loads(index.read_text()).get("_class_name")
+    found = json.loads(index_of(folder).read_text()).get("_class_name")
     if found != expected:
         raise CapacityError(
             "not_ready",
@@ -147,3 +121,15 @@ def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
             "make DEFAULT_MODEL and MODEL_DIR agree",
             retryable=False,
         )
+
+
+def index_of(folder: Path) -> Path:
+    """The file that makes a folder a checkpoint. Raises ``CapacityError`` ``not_ready``."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise CapacityError(
+            "not_ready",
+            "there is no model_index.json in MODEL_DIR; name the folder of a diffusers checkpoint",
+            retryable=False,
+        )
+    return index

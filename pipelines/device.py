@@ -21,6 +21,7 @@ _DEVICE_ERRORS = ("CUDA error", "STATUS_EXECUTION_FAILED", "STATUS_INTERNAL_ERRO
 _REFUSED_CALLS = ("invalid argument", "invalid configuration", "STATUS_NOT_SUPPORTED", "STATUS_INVALID_VALUE")
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # cgroup v2; absent outside a container
+WORTH_NAMING = 0.1  # part of a model's weights that are in one format
 _PRECISIONS = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -56,18 +57,19 @@ def memory_bytes(device: torch.device) -> int:
 
 def weigh(device: torch.device, *models: torch.nn.Module) -> Weights:
     """What the parameters and buffers of ``models`` take on ``device``; parts elsewhere count nothing."""
-    formats: Counter[torch.dtype] = Counter()
+    nbytes = 0
+    numbers: Counter[torch.dtype] = Counter()
     seen: set[int] = set()
     for model in models:
         for tensor in itertools.chain(model.parameters(), model.buffers()):
             for plain in _plain(tensor):
                 if plain.device.type == device.type and id(plain) not in seen:
                     seen.add(id(plain))
-                    formats[plain.dtype] += plain.nbytes
-    if not formats:
-        return Weights()
-    most = formats.most_common(1)[0][0]
-    return Weights(formats.total(), _PRECISIONS.get(most, str(most).removeprefix("torch.")))
+                    nbytes += plain.nbytes
+                    numbers[plain.dtype] += plain.numel() * (2 if plain.dtype == torch.uint8 else 1)
+    shown = [dtype for dtype, count in numbers.most_common() if count >= WORTH_NAMING * numbers.total()]
+    names = [_PRECISIONS.get(dtype, str(dtype).removeprefix("torch.")) for dtype in shown]
+    return Weights(nbytes, ", ".join(names)) if names else Weights()
 
 
 def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -4,8 +4,9 @@ Importing it loads neither torch nor the hub's client.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from tqdm import tqdm
 from core.errors import CapacityError, RequestError
 from core.spec import PipelineSpec
 from pipelines import manifest
-from pipelines.checkpoint import patterns_of
-from pipelines.lightning_files import lightning_source
-from pipelines.options import ModelOptions, Silent
+from pipelines.beside import named
+from pipelines.checkpoint import find_checkpoint, index_of, patterns_of
+from pipelines.options import ModelOptions
 from pipelines.registry import catalog
+from pipelines.shards import survey
+from pipelines.single_files import Reference, in_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile
@@ -33,17 +36,27 @@ class Source:
     revision: str | None
     patterns: tuple[str, ...]
 
+    @classmethod
+    def of(cls, reference: Reference) -> "Source":
+        return cls(reference.repository, reference.revision, (escape(reference.file),))
+
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
 
 def files_of(spec: PipelineSpec, options: ModelOptions) -> list[Source]:
-    """All that a load of the row takes from the hub; nothing for a built-in model."""
-    if spec.source.startswith("builtin:"):
-        return []
-    repository, _, pinned = spec.source.partition("@")
-    sources = [Source(repository, options.revision or pinned or None, patterns_of(spec))]
-    return sources + [_one_file(reference) for reference in _references(spec)]
+    """All that a load of the row takes from the hub: its checkpoint, what it needs beside it, users' LoRAs.
+
+    Nothing of it that is here: built in, in MODEL_DIR or in LORA_DIR.
+    """
+    here = options.model_dir is not None or spec.source.startswith("builtin:")
+    sources = [] if here else [Source(*spec.source_at(options.revision), patterns_of(spec))]
+    takes_loras = bool(spec.adapters) and spec.adapters_refused is None
+    for text in dict.fromkeys([*named(spec), *(options.adapters.values() if takes_loras else ())]):
+        reference = Reference.of(text)
+        if reference is not None and in_folder(text, options) is None:
+            sources.append(Source.of(reference))
+    return sources
 
 
 def run(
@@ -66,7 +79,7 @@ def run(
         return 2
     failed = 0
     for spec in dict.fromkeys(known.get(name) for name in names):
-        own = options if spec is known.default else _without_default(options)
+        own = options if spec is known.default else options.for_others()
         try:
             for line in check(spec, own) if verify else fetch(spec, own):
                 say(line)
@@ -79,30 +92,38 @@ def run(
     return 1 if failed else 0
 
 
-def fetch(spec: PipelineSpec, options: ModelOptions) -> list[str]:
+def fetch(spec: PipelineSpec, options: ModelOptions) -> Iterator[str]:
     """Everything of ``files_of``, verified; a line for each source. Raises ``CapacityError``."""
+    if options.model_dir is not None or spec.source.startswith("builtin:"):
+        yield f"{spec.name}: {_here(spec, options)}"
     sources = files_of(spec, options)
-    if not sources:
-        from pipelines.checkpoint import find
-
-        return [f"{spec.name}: built at {find(spec, options, Silent()).folder}"]
-    if options.local_only:
+    if sources and options.local_only:
         raise CapacityError("not_ready", "LOCAL_ONLY=1 forbids fetching; unset it for this command")
-    return [f"{spec.name}: {_fetch(source, options)}" for source in sources]
+    for source in sources:
+        yield f"{spec.name}: {_fetch(source, options)}"
 
 
-def check(spec: PipelineSpec, options: ModelOptions) -> list[str]:
+def check(spec: PipelineSpec, options: ModelOptions) -> Iterator[str]:
     """Read what was fetched again, against its checksums. Raises ``CapacityError`` naming what is wrong."""
     from pipelines import hub
 
     if options.model_dir is not None:
-        return [f"{spec.name}: {_check(options.model_dir, 'MODEL_DIR')}"]
-    lines = []
+        remedy = "copy it from a checkpoint that this command has fetched"
+        yield f"{spec.name}: {_check(options.model_dir, 'MODEL_DIR', remedy)}"
+    elif spec.source.startswith("builtin:"):
+        yield f"{spec.name}: in this repository"
     for source in files_of(spec, options):
-        with hub.explained(source.repository, source.revision):
-            folder = hub.cached(source.repository, source.revision, source.patterns)
-        lines.append(f"{spec.name}: {_check(folder, str(source))}")
-    return lines or [f"{spec.name}: in this repository"]
+        folder = hub.cached(source.repository, source.revision, source.patterns)
+        yield f"{spec.name}: {_check(folder, str(source), 'run the download once')}"
+
+
+def _here(spec: PipelineSpec, options: ModelOptions) -> str:
+    """A checkpoint that is not the hub's, as a load would take it."""
+    folder = find_checkpoint(spec, options)
+    index_of(folder)
+    total = sum(part.nbytes for part in survey(folder).values())
+    what = "built" if options.model_dir is None else "MODEL_DIR is used as it is"
+    return f"{what} at {folder}, {total / 1e9:.2f} GB"
 
 
 def _fetch(source: Source, options: ModelOptions) -> str:
@@ -148,15 +169,13 @@ def _sums(folder: Path, files: "Sequence[RepoFile]", bar: "_Bar") -> dict[str, s
     return sums
 
 
-def _check(folder: Path, name: str) -> str:
+def _check(folder: Path, name: str, remedy: str) -> str:
     try:
         sums = manifest.read(folder)
     except ValueError as error:
         raise CapacityError("not_ready", f"{name}: {error}; run the download again") from None
     if not sums:
-        raise CapacityError(
-            "not_ready", f"{name} has no {manifest.NAME} to check it against; run the download once"
-        )
+        raise CapacityError("not_ready", f"{name} has no {manifest.NAME} to check it against; {remedy}")
     total = sum((folder / file).stat().st_size for file in sums if (folder / file).exists())
     with _Bar("checksums", total) as bar:
         wrong = manifest.damage(folder, sums, bar.advance)
@@ -174,25 +193,6 @@ def _forget(path: Path) -> None:
     if path.is_symlink():
         path.resolve().unlink(missing_ok=True)
         path.unlink()
-
-
-def _references(spec: PipelineSpec) -> list[str]:
-    """Single files that rows name beside their checkpoint: ``owner/name[@revision]/file``."""
-    lightning = spec.lightning_lora or lightning_source(spec.name, spec.lightning_steps)
-    named = (spec.denoiser, None if spec.denoiser else lightning)
-    return [reference for reference in named if reference and not reference.startswith("builtin:")]
-
-
-def _one_file(reference: str) -> Source:
-    owner, name, file = reference.split("/", 2)
-    name, _, revision = name.partition("@")
-    return Source(f"{owner}/{name}", revision or None, (file,))
-
-
-def _without_default(options: ModelOptions) -> ModelOptions:
-    from dataclasses import replace
-
-    return replace(options, model_dir=None, revision=None)
 
 
 class _Bar:

@@ -8,6 +8,7 @@ import errno
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +19,15 @@ from huggingface_hub import (
     ResolvedRevision,
     constants,
     get_cached_repo_tree,
+    hf_hub_download,
     snapshot_download,
 )
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -35,6 +39,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from core.errors import CapacityError
 from pipelines.checkpoint import CHECKPOINT
 from pipelines.options import ModelOptions, Report
+from pipelines.single_files import Reference
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +102,18 @@ def _known_tree(repository: str, revision: ResolvedRevision, patterns: Iterable[
 def _wanted(files: list[RepoFile], patterns: Iterable[str]) -> list[RepoFile]:
     return list(
         filter_repo_objects(
-            files, allow_patterns=list(patterns), ignore_patterns=list(UNREAD), key=lambda file: file.path
+            files,
+            allow_patterns=list(patterns),
+            ignore_patterns=_ignored(patterns),
+            key=lambda file: file.path,
         )
     )
+
+
+def _ignored(patterns: Iterable[str]) -> list[str]:
+    """A file that is asked for by its own name is wanted whatever it is called."""
+    wanted = tuple(patterns)
+    return [unread for unread in UNREAD if not any(fnmatch(pattern, unread) for pattern in wanted)]
 
 
 def cache_folder(repository: str) -> Path:
@@ -126,7 +140,7 @@ def fetched(
             repository,
             revision=revision,
             allow_patterns=list(patterns),
-            ignore_patterns=list(UNREAD),
+            ignore_patterns=_ignored(patterns),
             token=options.token,
             tqdm_class=counting(report, there, total),
         )
@@ -142,7 +156,7 @@ def cached(repository: str, revision: str | None, patterns: Iterable[str]) -> Pa
                 repository,
                 revision=revision,
                 allow_patterns=list(patterns),
-                ignore_patterns=list(UNREAD),
+                ignore_patterns=_ignored(patterns),
                 local_files_only=True,
             )
         )
@@ -150,15 +164,60 @@ def cached(repository: str, revision: str | None, patterns: Iterable[str]) -> Pa
     return folder
 
 
+def file(reference: Reference, options: ModelOptions, report: Report) -> Path:
+    """One file of a repository. What the hub does not give now is taken from the cache.
+
+    Raises ``CapacityError`` ``not_ready``.
+    """
+    try:
+        return _file(reference, options, report, local_only=options.local_only)
+    except CapacityError as refusal:
+        try:
+            path = _file(reference, options, report, local_only=True)
+        except CapacityError:
+            raise refusal from None
+        log.warning("%s; the copy in the cache is used", refusal.message)
+        return path
+
+
+def _file(reference: Reference, options: ModelOptions, report: Report, *, local_only: bool) -> Path:
+    repository, revision = reference.repository, reference.revision
+    with explained(repository, revision):
+        try:
+            # Resolved first, which tells at once when the hub is down; the download would try for long.
+            api = HfApi(token=options.token)
+            commit = revision if local_only else api.resolve_revision(repository, revision=revision)
+            path = hf_hub_download(
+                repository,
+                reference.file,
+                revision=commit,
+                local_files_only=local_only,
+                token=options.token,
+                tqdm_class=counting(report, 0, None),
+            )
+        except (LocalEntryNotFoundError, RevisionResolutionError):
+            raise CapacityError(
+                "not_ready",
+                f"{repository} is not in the local cache and cannot be fetched; unset LOCAL_ONLY and check "
+                "the network",
+            ) from None
+        except RevisionNotFoundError:
+            raise _final(f"{repository} has no revision {revision or 'main'}; check its name") from None
+        except (EntryNotFoundError, HFValidationError):
+            raise _final(f"{repository} has no such file; check its name") from None
+    return Path(path)
+
+
 def _gb(there: int, total: int) -> tuple[float, float]:
     return (total - there) / 1e9, total / 1e9
 
 
-def counting(report: Report, there: int, total: int) -> Any:
+def counting(report: Report, there: int, total: int | None) -> Any:
     """A class for the hub client's progress bars that shows nothing and tells ``report`` the bytes.
 
     The client makes one bar for bytes received, one for bytes written and one for files, and fills them
-    from its own threads. there: bytes of ``total`` that were here before.
+    from its own threads. there: bytes of ``total`` that were here before. total: None where only the client
+    knows.
     """
     bytewise: list[Any] = []
 
@@ -174,7 +233,8 @@ def counting(report: Report, there: int, total: int) -> Any:
             self.n += n or 0
             if self in bytewise:
                 # Both count every byte; one leaves out what was resumed, the other what was compressed.
-                report.bytes(min(there + int(max(bar.n for bar in bytewise)), total), total)
+                whole = max(bar.total or 0 for bar in bytewise) if total is None else total
+                report.bytes(min(there + int(max(bar.n for bar in bytewise)), whole), whole)
 
         def __enter__(self) -> "Counter":
             return self

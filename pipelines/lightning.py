@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from core.errors import CapacityError
-from core.spec import PipelineSpec
-from pipelines.lightning_files import lightning_source
-from pipelines.lora_files import LoraFile, LoraNotFound, find
+from pipelines.beside import REMEDY, unusable
+from pipelines.lora_files import LoraFile
 from pipelines.lora_keys import BadLora
 from pipelines.lora_layers import Targets, adapted, attach, detach, read
-from pipelines.options import ModelOptions
 
 _ADAPTER = "lightning"
-REMEDY = "put the file into LORA_DIR, or set USE_LIGHTNING_LORA=0"
 # Source: ``scheduler_config`` in the model card of lightx2v/Qwen-Image-Lightning.
 _SCHEDULE = {
     "base_image_seq_len": 256,
@@ -35,23 +31,6 @@ _SCHEDULE = {
 }
 
 
-def find_lightning(spec: PipelineSpec, options: ModelOptions) -> LoraFile | None:
-    """The checked file of a row whose few steps need one; None for all others.
-
-    Raises ``CapacityError`` ``not_ready`` with a remedy for the operator.
-    """
-    source = spec.lightning_lora or lightning_source(spec.name, spec.lightning_steps)
-    if source is None:
-        return None
-    name = f"the Lightning LoRA of {spec.name} for {spec.lightning_steps} steps"
-    try:
-        return find(source, options)
-    except LoraNotFound as error:
-        raise CapacityError("not_ready", f"{name} cannot be had: {error}; {remedy_for(spec)}") from None
-    except BadLora as error:
-        raise _unusable(error, remedy_for(spec)) from None
-
-
 @torch.no_grad()
 def fuse(denoiser: Any, file: LoraFile, *, remedy: str = REMEDY) -> None:
     """Add the LoRA to the weights of a whole, unquantized model, in its own number format.
@@ -65,7 +44,7 @@ def fuse(denoiser: Any, file: LoraFile, *, remedy: str = REMEDY) -> None:
         factors = read(file, matched, dtype=denoiser.dtype, device=denoiser.device)["denoiser"]
         attach(denoiser, _ADAPTER, factors)
     except BadLora as error:
-        raise _unusable(error, remedy) from None
+        raise unusable(error, remedy) from None
     fused = 0
     for _, layer in adapted(denoiser):
         layer.merge(adapter_names=[_ADAPTER])
@@ -73,19 +52,9 @@ def fuse(denoiser: Any, file: LoraFile, *, remedy: str = REMEDY) -> None:
         layer.merged_adapters.clear()  # for good: the layer must not take it out again
     detach(denoiser, _ADAPTER)
     if fused != len(file.layers) or adapted(denoiser):
-        raise _unusable(BadLora(f"{fused} of its {len(file.layers)} layers were applied"), remedy)
+        raise unusable(BadLora(f"{fused} of its {len(file.layers)} layers were applied"), remedy)
 
 
 def few_step_solver(solver: Any) -> FlowMatchEulerDiscreteScheduler:
     """The solver of a Qwen-Image checkpoint with the schedule that the Lightning files were trained for."""
     return FlowMatchEulerDiscreteScheduler.from_config(dict(solver.config) | _SCHEDULE)
-
-
-def remedy_for(spec: PipelineSpec) -> str:
-    """A row that is made by its LoRA has no form without it."""
-    return REMEDY if spec.lightning_lora is None else "put the file into LORA_DIR, or choose another model"
-
-
-def _unusable(error: BadLora, remedy: str) -> CapacityError:
-    sentence = f"the Lightning LoRA cannot be used: {error}; {remedy}"
-    return CapacityError("not_ready", sentence, retryable=False)

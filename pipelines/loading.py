@@ -5,6 +5,8 @@ Only classes that a family names are ever made; nothing of a checkpoint is execu
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,19 @@ import transformers.utils.logging
 from safetensors.torch import load_file
 
 from core.spec import PipelineSpec
-from pipelines.attention import set_attention
-from pipelines.checkpoint import check_class, find_checkpoint
+from pipelines.attention import set_attention, try_attention
+from pipelines.beside import find_lightning, remedy_for
+from pipelines.checkpoint import check_class, find
 from pipelines.device import pick_device
-from pipelines.lightning import find_lightning, fuse, remedy_for
+from pipelines.lightning import fuse
 from pipelines.options import ModelOptions, Report
 from pipelines.placement import OneAtATime, parts_on_host, stream
-from pipelines.precision import Device, Role, choose
+from pipelines.precision import Device, Role, choose, role_of
 from pipelines.quantization import quantize
 from pipelines.reading import read_ahead
+from pipelines.shards import Part
 
 log = logging.getLogger(__name__)
-
-_ROLES: dict[str, Role] = {"transformer": "denoiser", "unet": "denoiser", "vae": "vae"}
 
 
 class Loader:
@@ -36,7 +38,7 @@ class Loader:
     pipeline_class: the diffusers class that the checkpoint must name as its own.
     stages: how many will be announced, finding the checkpoint included.
     half_overflows: the family's activations exceed fp16.
-    precision: what the operator's choice came to, as a sentence.
+    precision: what the operator's choice came to, as a sentence. options: with what was found.
     Raises ``CapacityError`` ``not_ready`` with a sentence for the operator.
     """
 
@@ -52,7 +54,7 @@ class Loader:
     ) -> None:
         transformers.utils.logging.disable_progress_bar()
         diffusers.utils.logging.disable_progress_bar()
-        self._spec, self._options, self._report = spec, options, report
+        self._spec, self.options, self._report = spec, options, report
         self._stage, self._stages = 0, stages
         self.device = pick_device()
         self._plan = choose(
@@ -63,17 +65,21 @@ class Loader:
             half_overflows=half_overflows,
         )
         self.dtype: torch.dtype = getattr(torch, self._plan.compute)
+        if options.tuning.attention is not None:
+            try_attention(options.tuning.attention, self.device, self.dtype)
         self.stage("checkpoint")
         self.fused: tuple[str, ...] = ()  # LoRAs that ``_finish`` has made part of the denoiser
-        self.folder: Path = find_checkpoint(spec, options)
+        found = find(spec, options, report)
+        self.options = replace(options, found=found)
+        self.folder: Path = found.folder
         check_class(self.folder, spec, pipeline_class)
         self._one_at_a_time = OneAtATime(self.device)
-        self._host = self._parts_on_host()
+        self._host = self._parts_on_host(found.parts)
         self.precision = "; ".join(
             [self._plan.sentence, *(f"{role} does not fit and stays on the host" for role in self._host)]
         )
         log.info("%s: %s", spec.name, self.precision)
-        self._lightning = find_lightning(spec, options)
+        self._lightning = find_lightning(spec, self.options)
 
     def stage(self, name: str) -> None:
         self._stage += 1
@@ -96,6 +102,7 @@ class Loader:
                 local_files_only=True,
             )
         else:
+            read_ahead(weights, self._report)
             config = kind.load_config(self.folder, subfolder=subfolder, local_files_only=True)
             model = _from_file(kind, config, weights).to(dtype)
         return self._finish(model, role)
@@ -117,7 +124,7 @@ class Loader:
         return model
 
     def _place(self, model: Any, role: Role) -> None:
-        offload = self._options.tuning.offload
+        offload = self.options.tuning.offload
         if role == "vae" or (offload == "none" and role not in self._host):
             model.to(self.device)  # an autoencoder is small, whatever the others do
         elif offload == "model":
@@ -126,7 +133,7 @@ class Loader:
             stream(model, self.device)
 
     def _tune(self, model: Any, role: Role) -> None:
-        tuning = self._options.tuning
+        tuning = self.options.tuning
         if role == "vae":
             if tuning.vae_tiling:
                 model.enable_tiling()
@@ -134,7 +141,7 @@ class Loader:
                 model.enable_slicing()
         elif role == "denoiser":
             if tuning.attention is not None:
-                set_attention(model, tuning.attention, self.device, self.dtype)
+                set_attention(model, tuning.attention)
             if tuning.compile:
                 # Dynamic: batches differ in rows, canvas and text at every step.
                 model.compile_repeated_blocks(dynamic=True)
@@ -145,12 +152,12 @@ class Loader:
         dtype: torch.dtype = getattr(torch, self._plan.format_of(role, force_upcast=upcast))
         return dtype
 
-    def _parts_on_host(self) -> frozenset[Role]:
-        if not self._options.precision.cpu_offload or self.device.type != "cuda":
+    def _parts_on_host(self, parts: Mapping[str, Part]) -> frozenset[Role]:
+        if not self.options.precision.cpu_offload or self.device.type != "cuda":
             return frozenset()
         free, _ = torch.cuda.mem_get_info(self.device)
-        sizes = sizes_on_card(self.folder, frozenset(self._plan.schemes))
-        return parts_on_host(sizes, min(free, self._options.memory_bytes or free))
+        sizes = sizes_on_card(parts, frozenset(self._plan.schemes))
+        return parts_on_host(sizes, min(free, self.options.memory_bytes or free))
 
 
 def _from_file(kind: Any, config: Any, weights: Path) -> Any:
@@ -160,12 +167,12 @@ def _from_file(kind: Any, config: Any, weights: Path) -> Any:
     return model
 
 
-def sizes_on_card(folder: Path, halved: frozenset[Role]) -> dict[Role, int]:
-    """Bytes of each part of a checkpoint in 16 bits, when 8-bit schemes hold those of ``halved``."""
+def sizes_on_card(parts: Mapping[str, Part], halved: frozenset[Role]) -> dict[Role, int]:
+    """Bytes of a checkpoint's parts in 16 bits, when 8-bit schemes hold those of ``halved``."""
     sizes: dict[Role, int] = {}
-    for file in folder.glob("*/*.safetensors"):
-        role = _ROLES.get(file.parent.name, "text")
-        sizes[role] = sizes.get(role, 0) + file.stat().st_size // (2 if role in halved else 1)
+    for name, part in parts.items():
+        role = role_of(name)
+        sizes[role] = sizes.get(role, 0) + part.weights * (1 if role in halved else 2)
     return sizes
 
 

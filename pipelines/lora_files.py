@@ -11,27 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
+from core.errors import CapacityError
 from pipelines.lora_keys import BadLora, Layer, Tensor, layers_of
-from pipelines.options import ModelOptions
+from pipelines.options import ModelOptions, Report
+from pipelines.single_files import SUFFIX, locate
 
 # A header takes about 100 bytes a tensor; the largest published LoRAs have some 5,000.
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_FILE_BYTES = 8 * 2**30
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
 _BUILT_IN = Path(__file__).parent / "pocket" / "weights"
-_SUFFIX = ".safetensors"
 
 
 class LoraNotFound(Exception):
-    """``str`` is a sentence; it names no path."""
+    """``str`` is a sentence; it names no path. retryable: waiting may help."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,65 +43,34 @@ class LoraFile:
     layers: tuple[Layer, ...]
 
 
-def find(source: str, options: ModelOptions) -> LoraFile:
-    """The checked file of ``source``: an absolute path, ``builtin:FILE`` of this repository's own, or
-    ``owner/name/path/file.safetensors`` of the model hub, also ``owner/name@revision/…``.
+def find(source: str, options: ModelOptions, report: Report | None = None) -> LoraFile:
+    """The checked file of ``source``: an absolute path, ``builtin:FILE`` of this repository's own, or a file
+    of LORA_DIR or the model hub as ``single_files`` has it. report: told the bytes that are fetched.
 
-    A file of the same name in the operator's folder of LoRAs comes before the hub's.
     Raises ``LoraNotFound``, and ``BadLora`` when the file is no LoRA that could be applied in full.
     """
-    path = _locate(source, options)
+    path = _locate(source, options, report)
     try:
         return LoraFile(source=source, path=path, layers=_read_header(path))
     except OSError as error:
         raise LoraNotFound(f"it cannot be read ({error.strerror})") from None
 
 
-def _locate(source: str, options: ModelOptions) -> Path:
-    if not source.endswith(_SUFFIX):
-        raise BadLora(f"only {_SUFFIX} files are read; a pickle can run code")
+def _locate(source: str, options: ModelOptions, report: Report | None) -> Path:
+    if not source.endswith(SUFFIX):
+        raise BadLora(f"only {SUFFIX} files are read; a pickle can run code")
     if source.startswith("builtin:"):
         path = _BUILT_IN / source.removeprefix("builtin:")
     elif Path(source).expanduser().is_absolute():
         path = Path(source).expanduser()
     else:
-        return _in_folder(source, options) or _from_hub(source, options)
+        try:
+            return locate(source, options, report)
+        except CapacityError as error:
+            raise LoraNotFound(error.message, retryable=error.retryable) from None
     if not path.is_file():
         raise LoraNotFound("there is no such file")
     return path
-
-
-def _in_folder(source: str, options: ModelOptions) -> Path | None:
-    folder = options.lightning.folder
-    if folder is None:
-        return None
-    path = folder / source.rpartition("/")[2]
-    return path if path.is_file() else None
-
-
-def _from_hub(source: str, options: ModelOptions) -> Path:
-    owner, _, rest = source.partition("/")
-    name, _, file = rest.partition("/")
-    name, _, revision = name.partition("@")
-    if not (owner and name and file):
-        raise LoraNotFound("it is neither in LORA_DIR nor named as owner/name/file of the model hub")
-    try:
-        return Path(
-            hf_hub_download(
-                f"{owner}/{name}",
-                file,
-                revision=revision or None,
-                local_files_only=options.local_only,
-                token=options.token,
-            )
-        )
-    except LocalEntryNotFoundError:
-        raise LoraNotFound(
-            f"{owner}/{name} is not in the local cache and cannot be fetched; "
-            "unset LOCAL_ONLY and check the network"
-        ) from None
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-        raise LoraNotFound(f"{owner}/{name} has no such file") from None
 
 
 def _read_header(path: Path) -> tuple[Layer, ...]:

@@ -4,12 +4,9 @@ Knows nothing of what a model is made of. Only the device thread may call ``acqu
 called from any thread, because everything it reads is one frozen object that is replaced, never changed.
 """
 
-import contextlib
-import ctypes
 import gc
 import importlib
 import logging
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -24,6 +21,7 @@ from core.stats import ModelCounts
 from pipelines import warm_up
 from pipelines.importing import undisturbed
 from pipelines.load_progress import LoadProgress
+from pipelines.memory import cuda_facts, cuda_is_available, device_memory, free_memory, memory_figures
 from pipelines.options import Factory, Lightning, LoadedPipeline, ModelOptions, Precision, Report, Tuning
 from pipelines.residency import Budget, Residency, expected_bytes, held
 
@@ -43,38 +41,10 @@ class _Failure:
     retry_at: float
 
 
-def cuda_is_available() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def device_memory() -> int:
-    from pipelines.device import memory_bytes, pick_device
-
-    return memory_bytes(pick_device())
-
-
 def find_on_disk(spec: PipelineSpec, options: ModelOptions, report: Report) -> "Found":
     from pipelines.checkpoint import find
 
     return find(spec, options, report)
-
-
-def cuda_facts() -> dict[str, str | float]:
-    """Of the device that is in use, as ``Health.device`` holds them; empty when it is lost."""
-    import torch
-
-    try:
-        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    except RuntimeError:  # torch's CUDA errors; whoever asks for health must get an answer
-        return {}
-    return {
-        "name": name,
-        "compute_capability": f"{major}.{minor}",
-        "allocated_mb": round(torch.cuda.memory_allocated() / 2**20, 1),
-        "reserved_mb": round(torch.cuda.memory_reserved() / 2**20, 1),
-    }
 
 
 class ModelManager:
@@ -143,7 +113,7 @@ class ModelManager:
         for loaded in names:
             self._let_leave(loaded)
         if names:
-            self._publish("ready", f"{', '.join(names)} left memory; the next request loads it")
+            self._publish_standing(f"{', '.join(names)} left memory; the next request loads it")
         return len(names), len(self._loaded.names)
 
     def status(self) -> ModelStatus:
@@ -169,7 +139,7 @@ class ModelManager:
 
     def counts(self) -> ModelCounts:
         """Since the start; the memory is of this moment."""
-        return replace(self._counts, memory=_memory())
+        return replace(self._counts, memory=memory_figures())
 
     def _load(self, spec: PipelineSpec) -> None:
         started = self._clock()
@@ -180,31 +150,32 @@ class ModelManager:
             if spec.needs_gpu and not available:
                 raise _no_gpu(spec.name)
             load = _factory(spec)
-        options = self._options_for(spec)
+        options = self._options if spec is self._catalog.default else self._options.for_others()
         rehearsal = warm_up.requests(spec, options)
         self._loaded.budget = self._budget()
         progress.files()
         found = self._find(spec, options, progress)
+        whole = spec.vision is not None  # whose weights stay as they are
         expected = expected_bytes(
             {name: part.weights for name, part in found.parts.items()},
-            options.precision,
-            options.tuning,
+            Precision(mode="fp32") if whole else options.precision,
+            Tuning() if whole else options.tuning,
             gpu=available,
         )
         self._make_room(spec.name, self._measured.get(spec.name, expected))
         progress.weights(sum(part.nbytes for part in found.parts.values()))
 
-        pipeline = load(spec, replace(options, checkpoint=found.folder), progress)
+        pipeline = load(spec, replace(options, found=found), progress)
         warm_up.run(pipeline, rehearsal, progress)
         self._measured[spec.name] = held(pipeline)
         self._make_room(spec.name, held(pipeline))
         self._loaded.add(spec.name, pipeline)
         self._counts = replace(self._counts, loads=self._counts.loads + 1)
         self._failures.pop(spec.name, None)
-        self._publish("ready", f"{spec.name} is loaded: {pipeline.precision}")
+        self._publish_standing(f"{spec.name} is loaded: {pipeline.precision}")
         weights, seconds = pipeline.weights, self._clock() - started
         log.info(
-            "%s is loaded: %.2f GB, mostly %s, in %.1f s",
+            "%s is loaded: %.2f GB of %s in %.1f s",
             *(spec.name, weights.nbytes / 1e9, weights.precision, seconds),
         )
 
@@ -220,17 +191,12 @@ class ModelManager:
         self._counts = replace(self._counts, evictions=self._counts.evictions + 1)
         # Imports freeze what is alive, a loaded model with it: in a cycle it would never be found again.
         gc.unfreeze()
-        _free_memory()
+        free_memory()
         gc.freeze()
 
     def _budget(self) -> Budget:
         there, chosen = self._device_bytes(), self._options.memory_bytes
         return Budget(there, False) if chosen is None or chosen > there else Budget(chosen, True)
-
-    def _options_for(self, spec: PipelineSpec) -> ModelOptions:
-        if spec is self._catalog.default:
-            return self._options
-        return replace(self._options, model_dir=None, revision=None, warm_up=())
 
     def _refuse_while_backing_off(self, name: str) -> None:
         failure = self._failures.get(name)
@@ -241,7 +207,7 @@ class ModelManager:
         ours = isinstance(error, ServingError)  # a refusal with its sentence; its traceback tells nobody more
         log.error("loading %s failed: %s", name, error, exc_info=None if ours else error)
         _let_go(error)
-        _free_memory()
+        free_memory()
         self._counts = replace(self._counts, failures=self._counts.failures + 1)
         before = self._failures.get(name)
         attempts = 1 if before is None else before.attempts + 1
@@ -249,9 +215,17 @@ class ModelManager:
         answer = _again(_as_answer(name, error), wait)
         # A copy: the one that is raised collects a traceback, and with it whatever was half loaded.
         self._failures[name] = _Failure(_again(answer, wait), attempts, self._clock() + wait)
-        still_serving = self._catalog.default.name in self._loaded
-        self._publish("ready" if still_serving else "failed", answer.message)
+        self._publish_standing(answer.message)
         return answer
+
+    def _publish_standing(self, happened: str) -> None:
+        """What the worker is once something has ended. The default that cannot be loaded is what fails it."""
+        default = self._catalog.default.name
+        failure = None if default in self._loaded else self._failures.get(default)
+        if failure is None:
+            self._publish("ready", happened)
+        else:
+            self._publish("failed", failure.error.message)
 
     def _publish_loading(self, detail: str, loading: Loading) -> None:
         self._publish("loading", detail, loading)
@@ -262,7 +236,7 @@ class ModelManager:
             state=state,
             detail=detail,
             gpu_available=self._status.gpu_available,
-            lightning_enabled=default is not None and default.lightning_enabled,
+            lightning_enabled=(self._status if default is None else default).lightning_enabled,
             caches=self._loaded.caches,
             loading=loading,
             models=self._loaded.models,
@@ -322,28 +296,3 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        # glibc keeps what was freed below its top; after a model of gigabytes that is most of it.
-        with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-def _memory() -> dict[str, int]:
-    """Bytes by kind; nothing before the device is in use."""
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
-        return {}
-    free, total = torch.cuda.mem_get_info()
-    return {
-        "allocated": torch.cuda.memory_allocated(),
-        "reserved": torch.cuda.memory_reserved(),
-        "free": free,
-        "total": total,
-    }

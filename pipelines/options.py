@@ -1,13 +1,16 @@
 """What the operator chose about models, what a factory is given and what it gives back. Torch-free."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from core.pipeline import Pipeline
 from core.request import Size
 from core.spec import PipelineSpec
+
+if TYPE_CHECKING:
+    from pipelines.checkpoint import Found
 
 Mode = Literal["bf16", "fp16", "fp32", "8bit", "4bit"]
 EightBit = Literal["auto", "bitsandbytes", "torchao-int8", "torchao-fp8", "fp8-layerwise"]
@@ -64,7 +67,7 @@ class ModelOptions:
     revision: commit, tag or branch of the default model's repository, in place of its row's.
     token: for gated or private repositories of the model hub.
     cache_dir: where built-in checkpoints are written.
-    checkpoint: the folder that was found for this load already, so that the hub is asked only once.
+    found: the files that were found for this load already, so that the hub is asked only once.
     memory_bytes: of the device, for all loaded models together; None is all there is.
     condition_cache_bytes: per loaded model; 0 is off.
     adapters: LoRAs that a request may ask for: id to a file's path, or ``owner/name/file.safetensors``.
@@ -77,7 +80,7 @@ class ModelOptions:
     local_only: bool = False
     token: str | None = field(default=None, repr=False)
     cache_dir: Path = Path("~/.cache/batchmux")
-    checkpoint: Path | None = None
+    found: "Found | None" = None
     max_models: int = 1
     memory_bytes: int | None = None
     condition_cache_bytes: int = 256 * 2**20
@@ -87,6 +90,10 @@ class ModelOptions:
     adapters: Mapping[str, str] = field(default_factory=dict)
     max_adapters: int = 4
     warm_up: tuple[Size, ...] = ()
+
+    def for_others(self) -> "ModelOptions":
+        """For models beside the default: without what was chosen for it alone."""
+        return replace(self, model_dir=None, revision=None, warm_up=())
 
 
 class Report(Protocol):
@@ -103,7 +110,7 @@ class Report(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a loaded model's parameters and buffers take on its device, and the format of most of them."""
+    """What a loaded model's parameters and buffers take on its device, and in which formats, most first."""
 
     nbytes: int = 0
     precision: str = "none"

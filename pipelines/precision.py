@@ -24,6 +24,11 @@ Scheme = Literal[
     "fp8-layerwise",
 ]
 
+_ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(("transformer", "unet", "denoiser"), "denoiser"),
+    "vae": "vae",
+}
+
 TURING, AMPERE, ADA = (7, 5), (8, 0), (8, 9)  # the first with int8, bf16 and fp8 matrix units
 
 _QUANTIZED: Mapping[str, frozenset[Role]] = {
@@ -41,6 +46,11 @@ _NAMES = {
     "torchao-fp8-weights": "torchao: fp8 weights, products in full",
     "fp8-layerwise": "fp8 weights, cast back layer by layer",
 }
+
+
+def role_of(part: str) -> Role:
+    """Of a checkpoint's part, by the name of its folder."""
+    return _ROLES.get(part, "text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class CachedBlocks(torch.nn.Module):
 
     def __init__(self, blocks: Sequence[Any], rows: Sequence[Reuse | None], canvas_tokens: int) -> None:
         super().__init__()
-        self._blocks = tuple(blocks)  # a tuple is not looked into: these modules stay the transformer's
+        self._blocks = torch.nn.ModuleList(blocks)
         self._rows = rows
         self._canvas_tokens = canvas_tokens
         self.stored: list[Stored | None] = [row.stored if row else None for row in rows]

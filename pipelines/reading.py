@@ -16,11 +16,11 @@ MOST_OF_MEMORY = 0.8  # what is larger would push its own beginning out again be
 
 
 def read_ahead(part: Path, report: Report) -> None:
-    """part: a checkpoint's folder of one component; its files are checked first.
+    """part: a checkpoint's folder of one component, or its one file; what it is is checked first.
 
     Raises ``CapacityError`` ``not_ready`` when a file is missing or damaged, or there is none.
     """
-    files = weight_files(part)
+    files = [part] if part.is_file() else weight_files(part)
     if not files:
         raise CapacityError(
             "not_ready",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from core.errors import CapacityError
 from core.service import LoadedModel
 from pipelines.options import LoadedPipeline, Precision, Tuning
+from pipelines.precision import Role, role_of
 
 GIB = 2**30
 # Bytes of a weight. Quantized ones carry scales, and some layers beside them stay in 16 bits.
 _PLAIN = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 _QUANTIZED = {"8bit": 1.1, "4bit": 0.65}
-_AUTOENCODERS = frozenset({"vae"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +110,23 @@ def held(pipeline: LoadedPipeline) -> int:
 def expected_bytes(parts: Mapping[str, int], precision: Precision, tuning: Tuning, *, gpu: bool) -> int:
     """What a checkpoint is going to take on the device, before it is read.
 
-    parts: weights by the part's name. Offloaded models are counted by what is on the device at once.
+    parts: weights by the part's name. Offloaded models are counted by what is on the device at once; the
+    autoencoder always is. A text encoder that may stay on the host is counted as if it did.
     """
-    sizes = {name: weights * _bytes_each(name, precision, gpu) for name, weights in parts.items()}
-    if tuning.offload == "sequential":
-        return 0
-    if tuning.offload == "model":
-        return round(max(sizes.values(), default=0))
-    if precision.cpu_offload:
-        sizes = {name: size for name, size in sizes.items() if not name.startswith("text_encoder")}
-    return round(sum(sizes.values()))
+    sizes = {name: weights * _bytes_each(role_of(name), precision, gpu) for name, weights in parts.items()}
+    if not gpu:  # the host is the device
+        return round(sum(sizes.values()))
+    staying = [size for name, size in sizes.items() if role_of(name) == "vae"]
+    hosted = {"vae", "text"} if precision.cpu_offload else {"vae"}
+    others = [size for name, size in sizes.items() if role_of(name) not in hosted]
+    at_once = {"none": sum(others), "model": max(others, default=0), "sequential": 0}[tuning.offload]
+    return round(sum(staying) + at_once)
 
 
-def _bytes_each(name: str, precision: Precision, gpu: bool) -> float:
+def _bytes_each(role: Role, precision: Precision, gpu: bool) -> float:
     plain = _PLAIN.get(precision.mode, 2.0) if gpu else 4.0
-    if precision.mode not in _QUANTIZED or name in _AUTOENCODERS:
+    if precision.mode not in _QUANTIZED or role == "vae":
         return plain
-    text = name.startswith("text_encoder")
-    if precision.components == ("transformer" if text else "text"):
+    if precision.components == ("transformer" if role == "text" else "text"):
         return plain
     return _QUANTIZED[precision.mode]

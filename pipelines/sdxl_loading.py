@@ -12,7 +12,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
-from pipelines.checkpoint import find_file
+from pipelines.beside import find_denoiser
 from pipelines.device import device_errors
 from pipelines.loading import Loader
 from pipelines.options import ModelOptions, Report
@@ -57,7 +57,7 @@ def load_components(spec: PipelineSpec, options: ModelOptions, report: Report) -
             (first, loader.model(CLIPTextModel, "text_encoder", role="text")),
             (second, loader.model(CLIPTextModelWithProjection, "text_encoder_2", role="text")),
         )
-        weights = None if spec.denoiser is None else find_file(spec.denoiser, options, report)
+        weights = None if spec.denoiser is None else find_denoiser(spec.denoiser, loader.options, report)
         unet = loader.model(UNet2DConditionModel, "unet", role="denoiser", weights=weights)
         if spec.lightning_lora is not None and spec.lightning_lora not in loader.fused:
             raise CapacityError(

@@ -56,6 +56,11 @@ def survey(folder: Path) -> dict[str, Part]:
     return parts
 
 
+def weigh_file(path: Path) -> Part:
+    """Of a part that is one file. Raises what ``weight_files`` raises."""
+    return Part(_checked(path)[1], path.stat().st_size)
+
+
 def _indexed(index: Path) -> list[Path]:
     try:
         places = json.loads(index.read_text())["weight_map"]

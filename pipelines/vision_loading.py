@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import transformers.utils.logging
+from safetensors.torch import load_file
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
-from pipelines.checkpoint import find_checkpoint
+from pipelines.checkpoint import find
 from pipelines.device import pick_device
 from pipelines.loading import describe
 from pipelines.options import ModelOptions, Report
@@ -25,7 +26,8 @@ class VisionLoader:
     """One load. Weights stay in fp32 and products are taken in ``compute``: these models are small, and what
     they answer is compared with thresholds.
 
-    model_type: what the checkpoint's configuration must name, one of these.
+    model_type: what the checkpoint's configuration must name, one of these; it is ``model_name`` in those
+        that transformers did not write.
     folder: where its other files are. precision: what the operator's choice came to, as a sentence.
     Raises ``CapacityError`` ``not_ready`` with a sentence for the operator.
     """
@@ -40,7 +42,7 @@ class VisionLoader:
         self.compute: torch.dtype = getattr(torch, plan.compute)
         self.precision = plan.sentence
         report.stage("checkpoint", 1, 2)
-        self.folder: Path = find_checkpoint(spec, options)
+        self.folder: Path = find(spec, options, report).folder
         self.config = _configuration(self.folder, spec, model_type)
         log.info("%s: %s", spec.name, self.precision)
 
@@ -69,6 +71,20 @@ class VisionLoader:
             )
         return self.place(model)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Of a checkpoint in another layout than transformers', by their names there; in one file."""
+        self._report.stage("model", 2, 2)
+        read_ahead(self.folder, self._report)
+        file = self.folder / "model.safetensors"
+        if not file.is_file():
+            raise CapacityError(
+                "not_ready",
+                "there is no model.safetensors in the checkpoint's folder; name that of a whole checkpoint",
+                retryable=False,
+            )
+        tensors: dict[str, torch.Tensor] = load_file(file)
+        return tensors
+
     def place(self, model: Any) -> Any:
         """Of a model that was made in another way."""
         return model.eval().requires_grad_(False).to(self.device)
@@ -89,10 +105,11 @@ def _configuration(folder: Path, spec: PipelineSpec, model_type: tuple[str, ...]
             retryable=False,
         )
     config: dict[str, Any] = json.loads(file.read_text())
-    if config.get("model_type") not in model_type:
+    named = config.get("model_type", config.get("model_name"))
+    if named not in model_type:
         raise CapacityError(
             "not_ready",
-            f"the checkpoint is a {str(config.get('model_type'))[:60]} and {spec.name} needs "
+            f"the checkpoint is a {str(named)[:60]} and {spec.name} needs "
             f"{' or '.join(model_type)}; make DEFAULT_MODEL and MODEL_DIR agree",
             retryable=False,
         )

@@ -19,6 +19,24 @@ _DINOV3 = PipelineSpec(
 )
 _VIT = VisionSpec(fit="square", side=224, patch=16)
 
+_DEPTH = PipelineSpec(
+    name="da3mono-large",
+    factory="pipelines.depth_anything:load_mono_v3",
+    source="depth-anything/DA3MONO-LARGE",
+    tasks=frozenset({Task.DEPTH}),
+    vision=VisionSpec(fit="longest", side=504, multiple=14, patch=14),
+    vram_gb=2.0,
+    licence="Apache-2.0",
+    needs_gpu=False,
+)
+# Upstream's processor bounds neither side: a strip would be as long as it likes.
+_DEPTH_V2 = replace(
+    _DEPTH,
+    factory="pipelines.depth_anything:load_v2",
+    vision=VisionSpec(fit="either", side=518, longest=4 * 518, multiple=14, patch=14),
+    vram_gb=0.3,
+)
+
 VISION: tuple[PipelineSpec, ...] = (
     replace(_DINOV3, aliases=("dinov3",)),
     replace(
@@ -46,6 +64,50 @@ VISION: tuple[PipelineSpec, ...] = (
         name="pocket-dinov3",
         source="builtin:pocket-dinov3",
         vision=_VIT,
+        vram_gb=None,
+        licence="MIT",
+    ),
+    # Any number of views; by the package of requirements-da3.txt.
+    replace(
+        _DEPTH,
+        name="da3-base",
+        factory="pipelines.depth_anything:load_views_v3",
+        source="depth-anything/DA3-BASE",
+        aliases=("depth-anything", "depth_anything"),
+        vram_gb=0.8,
+    ),
+    replace(
+        _DEPTH,
+        name="da3-small",
+        factory="pipelines.depth_anything:load_views_v3",
+        source="depth-anything/DA3-SMALL",
+        vram_gb=0.4,
+    ),
+    replace(
+        _DEPTH,
+        name="da3-large",
+        factory="pipelines.depth_anything:load_views_v3",
+        source="depth-anything/DA3-LARGE",
+        licence="CC-BY-NC-4.0",
+    ),
+    _DEPTH,
+    replace(_DEPTH, name="da3metric-large", source="depth-anything/DA3METRIC-LARGE"),
+    replace(_DEPTH_V2, name="depth-anything-v2-small", source="depth-anything/Depth-Anything-V2-Small-hf"),
+    replace(
+        _DEPTH_V2,
+        name="depth-anything-v2-metric-indoor-small",
+        source="depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf",
+    ),
+    replace(
+        _DEPTH_V2,
+        name="depth-anything-v2-metric-outdoor-small",
+        source="depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf",
+    ),
+    replace(
+        _DEPTH,
+        name="pocket-depth",
+        source="builtin:pocket-depth",
+        vision=VisionSpec(fit="longest", side=252, multiple=14, patch=14),
         vram_gb=None,
         licence="MIT",
     ),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from api.flat import FALLBACK_PROMPT, FlatDialect
 from api.passthrough import Passthrough, is_openai
 from api.vision_tasks import VisionTasks, is_vision
@@ -52,20 +54,21 @@ class Execution:
                     "this worker does not serve OpenAI routes; send prompt and image_base64 in input",
                     param="openai_route",
                 )
-            return within(
-                self._guard.limit,
-                await self._passthrough(given, self._submit, on_progress, id=request_id, arrived=arrived),
-            )
+            answer = await self._passthrough(given, self._submit, on_progress, id=request_id, arrived=arrived)
+            return _value(within(self._guard.limit, answer))
         if self._vision is not None and is_vision(given):
-            return within(
-                self._guard.limit,
-                await self._vision(given, self._submit, on_progress, id=request_id, arrived=arrived),
-            )
+            answer = await self._vision(given, self._submit, on_progress, id=request_id, arrived=arrived)
+            return _value(within(self._guard.limit, answer))
         asked = await self._dialect.parse(
             given, id=request_id, prompt_fallback=FALLBACK_PROMPT, arrived=arrived
         )
         result = await self._submit(asked.request, on_progress)
         return await self._guard(asked, result, job_id, bucket)
+
+
+def _value(answer: bytes) -> dict[str, Any]:
+    value: dict[str, Any] = orjson.loads(answer)
+    return value
 
 
 def _input(job: Mapping[str, Any]) -> dict[str, Any]:

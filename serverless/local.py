@@ -4,10 +4,11 @@ import itertools
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from api.intake import ImageIntake
 from core.catalog import Catalog
-from core.request import Image, InferenceRequest, Size
+from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
 from core.service import Submit
 
@@ -20,10 +21,6 @@ _TRAINED = {
     "pipelines/pocket/MODEL_CARD.md, and leaves the picture as it is for other text."
 }
 _UNTRAINED = "was never trained: what it paints shows that the whole path works, and nothing of the text."
-
-
-class Encode(Protocol):
-    async def __call__(self, image: Image, image_format: Any, size: Size) -> bytes: ...
 
 
 class BadTestInput(Exception):
@@ -68,11 +65,11 @@ def job_of(argument: str) -> dict[str, Any]:
 
 
 class Recorder:
-    """A ``submit`` that also saves what went in and what came out, as PNG."""
+    """A ``submit`` that also saves what went in and what came out, as PNG; ``intake`` writes them."""
 
-    def __init__(self, submit: Submit, encode: Encode, catalog: Catalog, folder: Path) -> None:
+    def __init__(self, submit: Submit, intake: ImageIntake, catalog: Catalog, folder: Path) -> None:
         self._submit = submit
-        self._encode = encode
+        self._intake = intake
         self._catalog = catalog
         self._folder = folder
 
@@ -82,11 +79,12 @@ class Recorder:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._clear()
         for number, image in enumerate(request.images):
-            await self._save(_before(number), image, image.size)
+            await self._save(_before(number), image)
         if request.mask is not None:
-            await self._save(MASK, request.mask, request.mask.size)
+            await self._save(MASK, request.mask)
         result = await self._submit(request, on_progress)
-        await self._save("after.png", result.image, request.size)
+        after = await self._intake.encode_result(request, result, "png")
+        self._write("after.png", after, *request.size)
         print(
             f"{request.model}: {request.steps_run} steps in {result.inference_seconds:.2f} s, "
             f"seed {request.seed}"
@@ -105,10 +103,13 @@ class Recorder:
                 return
             path.unlink()
 
-    async def _save(self, name: str, image: Image, size: Size) -> None:
+    async def _save(self, name: str, image: Image) -> None:
+        self._write(name, await self._intake.encode(image, "png", image.size), *image.size)
+
+    def _write(self, name: str, file: bytes, width: int, height: int) -> None:
         path = self._folder / name
-        path.write_bytes(await self._encode(image, "png", size))
-        print(f"{path.stem}: {path} ({size[0]}x{size[1]})")
+        path.write_bytes(file)
+        print(f"{path.stem}: {path} ({width}x{height})")
 
 
 def _before(number: int) -> str:

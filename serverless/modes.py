@@ -84,7 +84,7 @@ class Modes:
 
     def run_once(self, job: dict[str, Any]) -> None:
         """One job here, its pictures saved. Raises ``SystemExit`` with 0, or 1 when it failed."""
-        recorder = Recorder(self.submit, self.intake.encode, self.catalog, self.settings.output_dir)
+        recorder = Recorder(self.submit, self.intake, self.catalog, self.settings.output_dir)
         handle = self._handler(recorder, _show)
 
         async def handle_and_shorten(job: dict[str, Any]) -> dict[str, Any]:
@@ -109,12 +109,16 @@ class Modes:
         memory: loads a model, and throws one or all out; see ``api.dialect.Load`` and ``Purge``.
         """
         from api.app import create_app
+        from api.metrics import Metrics
         from api.server import ServerOptions, serve
 
         settings, (load, purge) = self.settings, memory
         for warning in access.warnings(settings):
             log.warning(warning)
         tracing = _tracing(settings.otel_exporter_otlp_endpoint)
+        stats = partial(Stats.of, *counts)
+        metrics = Metrics(health, stats)
+        submit = metrics.counted(self.submit if tracing is None else tracing.traced(self.submit))
         options = ServerOptions(
             host=settings.api_host, port=settings.api_port, drain_seconds=settings.drain_seconds
         )
@@ -126,10 +130,10 @@ class Modes:
                 keep_bytes=int(settings.keep_files_gb * 10**9),
             )
         )
-        seen = vision_work(self._services(self.submit, max_answer_bytes=settings.max_answer_mb * MIB))
-        with durable_jobs(settings, self._execution(self.submit), seen, concurrency=self._slots) as jobs:
+        seen = vision_work(self._services(submit, max_answer_bytes=settings.max_answer_mb * MIB))
+        with durable_jobs(settings, self._execution(submit), seen, concurrency=self._slots) as jobs:
             app = create_app(
-                self.submit,
+                submit,
                 self.catalog,
                 health,
                 ApiOptions(
@@ -149,10 +153,11 @@ class Modes:
                 intake=self.intake,
                 admit=admit,
                 files=files,
+                metrics=metrics,
                 progress=progress,
                 purge=lambda name: asyncio.wrap_future(purge(name)),
                 load=lambda name: asyncio.wrap_future(load(name)),
-                stats=partial(Stats.of, *counts),
+                stats=stats,
                 access=access.options(settings),
                 tracing=tracing,
                 job_runner=None if jobs is None else jobs.runner,

@@ -82,14 +82,13 @@ class OutputGuard:
         return answer | {"image_url": url}
 
 
-def within(limit: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """``answer``. Raises ``ExecutionError`` as ``measure`` does, and ``output_too_large``."""
-    size = measure(answer)
-    if size > limit:
+def within(limit: int, answer: bytes) -> bytes:
+    """``answer``, which is JSON already. Raises ``ExecutionError`` ``output_too_large``."""
+    if len(answer) > limit:
         raise ExecutionError(
             "output_too_large",
-            f"the result is {size / MB:.3g} MB, over the limit of {limit / MB:g} MB; ask for smaller or "
-            "fewer pictures, or for JPEG (the operator can raise MAX_OUTPUT_MB)",
+            f"the result is {len(answer) / MB:.3g} MB, over the limit of {limit / MB:g} MB; ask for "
+            "smaller or fewer pictures, or for JPEG (the operator can raise MAX_OUTPUT_MB)",
         )
     return answer
 

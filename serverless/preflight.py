@@ -81,6 +81,12 @@ def _port(settings: Settings) -> Finding:
 
 
 def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
+    elsewhere = settings.model_dir is not None or spec.source.startswith("builtin:")
+    if settings.model_revision is not None and elsewhere:
+        sentence = (
+            "MODEL_REVISION names a commit of the hub, and the model does not come from there; unset it"
+        )
+        yield Finding("revision", False, sentence)
     if settings.model_dir is not None:
         there = (settings.model_dir / "model_index.json").is_file()
         yield Finding(
@@ -95,22 +101,32 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
         yield _disk(settings.cache_dir.expanduser(), 0.1, "CACHE_DIR")
         yield Finding("weights", True, f"{spec.name} is in this repository")
         return
-    repository, _, revision = spec.source.partition("@")
-    folder = settings.hub_cache / f"models--{repository.replace('/', '--')}"
-    cached = any(folder.glob("snapshots/*/model_index.json"))
-    if cached:
-        yield Finding("weights", True, f"{spec.source} is in the cache")
+    repository, revision = spec.source_at(settings.model_revision)
+    named = f"{repository}@{revision}" if revision else repository
+    if _cached(settings.hub_cache / f"models--{repository.replace('/', '--')}", revision):
+        yield Finding("weights", True, f"{named} is in the cache")
     elif settings.local_only:
         yield Finding(
             "weights",
             False,
-            f"{spec.source} is not in {settings.hub_cache} and LOCAL_ONLY=1 forbids fetching it; "
+            f"{named} is not in {settings.hub_cache} and LOCAL_ONLY=1 forbids fetching it; "
             "set MODEL_DIR, or fetch it once with LOCAL_ONLY=0",
         )
     else:
         yield _disk(settings.hub_cache, spec.vram_gb or 1.0, "HF_HOME")
     if not settings.local_only:
         yield _hub(settings, repository, revision or "main")
+
+
+def _cached(folder: Path, revision: str | None) -> bool:
+    """Whether a commit, tag or branch was fetched before; any commit where none is named."""
+    if revision is None:
+        return any(folder.glob("snapshots/*/model_index.json"))
+    try:
+        commit = (folder / "refs" / revision).read_text().strip()
+    except OSError:
+        commit = revision
+    return (folder / "snapshots" / commit / "model_index.json").is_file()
 
 
 def _disk(folder: Path, needed_gb: float, variable: str) -> Finding:

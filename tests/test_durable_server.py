@@ -1,15 +1,18 @@
 """The program as it serves, ended in the two ways a platform has: what it acknowledged is still done."""
 
+import http.server
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import requests
 
@@ -23,7 +26,7 @@ ENDED = {"COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"}
 class Server:
     """``handler.py`` in standalone mode."""
 
-    def __init__(self, folder: Path, *command: str) -> None:
+    def __init__(self, folder: Path, *command: str, **more: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         own = {
@@ -40,7 +43,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env=os.environ | own,
+            env=os.environ | own | more,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -67,8 +70,8 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path, *command: str) -> Iterator[Server]:
-    running = Server(folder, *command)
+def server(folder: Path, *command: str, **more: str) -> Iterator[Server]:
+    running = Server(folder, *command, **more)
     try:
         yield running
     finally:
@@ -121,6 +124,42 @@ def test_a_stopped_server_leaves_queued_jobs_queued(tmp_path: Path) -> None:
         again = second.session.get(f"{second.base}/health", timeout=20).json()["jobs"]
         assert again["completed"] == len(ids)
         assert counts["completed"] < len(ids), "nothing was left for the next process"
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """What the spans of a server are sent to; ``received`` is all of it."""
+
+    received: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.received.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+def test_a_job_is_counted_and_traced_as_a_request_is(tmp_path: Path) -> None:
+    """Else a server of queued work alone would look idle, and its failures would alarm nobody."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{collector.server_port}"
+            with server(tmp_path, *PAINTING, "0.001", OTEL_EXPORTER_OTLP_ENDPOINT=address) as running:
+                assert running.ended(running.run(0))["status"] == "COMPLETED"
+                metrics = running.session.get(
+                    running.base.removesuffix("/v2/x") + "/metrics", timeout=20
+                ).text
+                running.end(signal.SIGTERM)
+        finally:
+            collector.shutdown()
+            thread.join(10)
+    (counted,) = re.findall(
+        r'^image_generations_total\{.*status="completed".*\} (\S+)$', metrics, re.MULTILINE
+    )
+    assert float(counted) == 1
+    assert b"generate " in b"".join(Collector.received)
 
 
 def test_a_folder_nobody_can_write_is_told_and_survived(tmp_path: Path) -> None:

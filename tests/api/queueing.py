@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from api import runpod_queue, vision_jobs
-from api.app import AccessOptions, ApiOptions
+from api.app import ApiOptions
 from api.dialect import Services
 from api.files import FileOptions, FileStore
 from api.flat import FlatDialect
+from api.gate import AccessOptions
 from api.intake import ImageIntake
 from api.job_record import StoreLimits
 from api.job_service import JobService, job_service

@@ -20,6 +20,7 @@ from dataclasses import replace
 from api.app import ApiOptions, create_app
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
+from api.metrics import Metrics
 from api.server import ServerOptions, serve
 from core.catalog import Catalog
 from core.errors import CapacityError
@@ -27,6 +28,7 @@ from core.request import Image, InferenceRequest
 from core.result import InferenceResult, OnProgress
 from core.service import Health
 from core.spec import PipelineSpec
+from core.stats import Stats
 from pipelines.importing import undisturbed
 
 arguments = argparse.ArgumentParser()
@@ -113,6 +115,7 @@ with ImageIntake(IntakeOptions(codec_threads=1)) as intake:
             intake=intake,
             admit=lambda: None,
             files=FileStore(FileOptions()),
+            metrics=Metrics(lambda: state, Stats),
         ),
         ServerOptions(port=port, drain_seconds=options.drain, answer_seconds=0.2),
         drain=drain,

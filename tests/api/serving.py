@@ -26,6 +26,7 @@ from api.dialect import Load, Purge, nothing_to_load, nothing_to_purge
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.job_service import JobService
+from api.metrics import Metrics
 from api.server import ServerOptions, make_server
 from core.catalog import Catalog
 from core.errors import ServingError
@@ -225,9 +226,12 @@ def serving(
         TemporaryDirectory(prefix="batchmux") as folder,
         ExitStack() as stack,
     ):
-        jobs = stack.enter_context(keeping(submit or painter, used))
+        metrics = Metrics(probe, stats)
+        whole = submit or painter
+        observed = metrics.counted(whole if tracing is None else tracing.traced(whole))
+        jobs = stack.enter_context(keeping(observed, used))
         app = create_app(
-            submit or painter,
+            observed,
             catalog,
             probe,
             api or ApiOptions(),
@@ -236,6 +240,7 @@ def serving(
             files=files
             if isinstance(files, FileStore)
             else FileStore(files or FileOptions(folder=Path(folder)), clock),
+            metrics=metrics,
             access=access,
             stats=stats,
             job_runner=None if jobs is None else jobs.runner,

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -302,7 +303,7 @@ def test_the_documentation_documents(served: Served) -> None:
     assert {"prompt", "image_url", "image_base64_3", "mask", "loras", "timeout"} <= set(
         schema["properties"]["input"]["properties"]
     )
-    assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} == set(
+    assert {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"} == set(
         run["responses"]
     )
     assert set(paths["/ping"]["get"]["responses"]) == {"200", "204", "503"}
@@ -327,24 +328,29 @@ def test_health_answers_while_a_batch_runs(fresh: Served) -> None:
     caller.join(5)
 
 
-def test_health_answers_while_large_pictures_are_decoded(served: Served) -> None:
-    """24 megapixels each, one of them with an alpha channel: no reader may keep the interpreter to itself.
-    Each takes far longer than a probe, so several are answered while they are worked on."""
+@pytest.mark.parametrize("channels", [3, 4])
+def test_health_answers_while_large_pictures_are_decoded(served: Served, channels: int) -> None:
+    """24 megapixels, once with an alpha channel: no reader may keep the interpreter to itself for long.
+    The longest wait of a probe is held against the whole call, and the best of three rounds counts: the
+    machine may be busy with something else."""
     ramp = np.add.outer(np.arange(4000), np.arange(6000)).astype(np.uint8)
-    for channels in (3, 4):
-        out = io.BytesIO()
-        Pillow.fromarray(np.dstack([ramp] * channels)).save(out, "PNG", compress_level=1)
-        answers: list[Answer] = []
+    out = io.BytesIO()
+    Pillow.fromarray(np.dstack([ramp] * channels)).save(out, "PNG", compress_level=1)
+    assert min(_longest_wait(served, text(out.getvalue())) for _ in range(3)) < 0.25
 
-        def call(file: str, answers: list[Answer]) -> None:
-            answers.append(served.client.run(WISHES | {"image_base64": file}))
 
-        caller = threading.Thread(target=call, args=(text(out.getvalue()), answers))
-        caller.start()
-        probes = 0
-        while not answers:
-            assert served.client.get("/health").status == 200
-            probes += 1
-        caller.join(10)
-        assert answers[0].status == 200
-        assert probes >= 5
+def _longest_wait(served: Served, file: str) -> float:
+    """For a probe during one call, as a part of that call's time."""
+    answers: list[Answer] = []
+    caller = threading.Thread(
+        target=lambda: answers.append(served.client.run(WISHES | {"image_base64": file}))
+    )
+    began, waits = time.monotonic(), list[float]()
+    caller.start()
+    while not answers:
+        asked = time.monotonic()
+        assert served.client.get("/health").status == 200
+        waits.append(time.monotonic() - asked)
+    caller.join(10)
+    assert answers[0].status == 200
+    return max(waits) / (time.monotonic() - began)

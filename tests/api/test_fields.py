@@ -4,13 +4,14 @@ import pytest
 from pydantic import Field
 
 from api.body import LongText
-from api.fields import FieldFault, Float, Int, Text, Wire, as_fault, checked, schema_of
+from api.fields import FieldFault, Wire, as_fault, checked, schema_of
+from api.json_fields import Number, Text, WholeNumber
 from core.errors import CapacityError, RequestError
 
 
 class Inner(Wire):
-    width: Int | None = None
-    scale: Float = 1.0
+    width: WholeNumber | None = None
+    scale: Number = 1.0
 
 
 class Outer(Wire):

@@ -16,12 +16,15 @@ from api.app import AccessOptions, ApiOptions, create_app
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.keys import KeyRing
+from api.metrics import Metrics
 from core.service import Health
+from core.stats import Stats
 from tests.api.serving import CATALOG, Answer, Client, Painter, Served, png, serving, text
 
 WISHES = {"prompt": "p", "image_base64": text(png()), "seed": 5, "width": 96, "height": 64}
 KEYS = KeyRing.of(True, ["devtoken", "second"])
 HEALTHS = {"/health", "/firered/health", "/vision/health", "/sdxl/health"}
+METRICS = Metrics(lambda: Health(state="ready", model="painter"), Stats)
 PUBLIC = HEALTHS | {"/health/gpu", "/", "/live", "/ready", "/ping", "/metrics", "/files/{name}"}
 
 
@@ -46,6 +49,7 @@ def test_every_route_but_the_public_ones_asks_for_a_key(locked: Served) -> None:
             ApiOptions(),
             intake=intake,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=METRICS,
             admit=lambda: None,
         )
     asked = 0
@@ -95,6 +99,7 @@ def test_a_route_added_past_the_table_is_closed() -> None:
             ApiOptions(),
             intake=intake,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=METRICS,
             admit=lambda: None,
             access=AccessOptions(keys=KEYS),
         )
@@ -182,6 +187,24 @@ def test_too_many_requests_a_minute_are_refused_by_key() -> None:
         assert 50 <= int(answers[-1].headers["retry-after"]) <= 60
         assert running.client.run(WISHES, headers={"X-API-Key": "second"}).status == 200
         assert running.client.get("/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "limited"),
+    [
+        ("/sdapi/v1/interrupt", b"", False),
+        ("/sdapi/v1/options", b"{}", False),
+        ("/lora/unload", b"{}", False),
+        ("/v2/x/purge-queue", b"", False),
+        ("/v1/models/purge", b"{}", True),  # the next picture pays for it with the model's loading
+    ],
+)
+def test_only_what_makes_work_counts_against_a_limit(path: str, body: bytes, limited: bool) -> None:
+    """Who has used up his minute must still be able to end what he began."""
+    with serving(access=AccessOptions(requests_per_minute=1)) as running:
+        assert running.client.run(WISHES).status == 200
+        answer = running.client.request("POST", path, body)
+    assert (answer.status == 429) is limited, answer.body
 
 
 def test_too_many_requests_at_once_are_refused() -> None:

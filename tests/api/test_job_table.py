@@ -362,6 +362,21 @@ def test_the_end_of_a_job_and_its_webhook_are_one(db: sqlite3.Connection) -> Non
     assert [call.tries for call in take_owed(db, 10, START + 145, 15.0)] == [3]
 
 
+def test_a_job_is_kept_until_its_end_was_told(db: sqlite3.Connection) -> None:
+    """The webhook is written from the job; and one that waits costs nobody else a result."""
+    told, other = add(db, webhook="https://a.example/", keep=60.0) + add(db, keep=60.0)
+    for job in begin(db, 2):
+        succeed(db, job.id, job.lease, JobOutcome(data=bytes(10_000)), START)
+    forget(db, StoreLimits(keep_bytes=12_000), START + 59)
+    assert get(db, "ann", other).outcome
+    forget(db, StoreLimits(keep_bytes=1), START + 10_000)
+    assert code_of(db, other) == "expired"
+    assert get(db, "ann", told).outcome
+    settle(db, told)
+    forget(db, LIMITS, START + 10_000)
+    assert code_of(db, told) == "expired"
+
+
 def test_no_question_walks_over_everything(db: sqlite3.Connection) -> None:
     """Polls and submissions must cost the same among a million kept jobs."""
     seen: list[str] = []

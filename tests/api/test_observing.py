@@ -62,6 +62,30 @@ def test_refused_requests_have_their_line_too(
     assert (line["status"], line["code"], line["path"]) == (status, code, shown)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "dialect"),
+    [
+        ("POST", "/v1/models/purge", "sdxl_service"),
+        ("POST", "/v1/generate", "sdxl_service"),
+        ("GET", "/lora/list", "generate_service"),
+        ("POST", "/lora/unload", "generate_service"),
+        ("POST", "/generate", "generate_service"),
+        ("GET", "/v2/x/health", "runpod"),
+        ("POST", "/v2/x/run", "runpod"),
+        ("GET", "/jobs", "jobs"),
+        ("POST", "/sdapi/v1/interrupt", "automatic1111"),
+        ("POST", "/sdapi/v1/txt2img", "automatic1111"),
+    ],
+)
+def test_the_line_names_the_dialect_not_the_machinery(
+    method: str, path: str, dialect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A panel by dialect must not lump together what has nothing in common but a class."""
+    with serving() as running, caplog.at_level(logging.INFO, "batchmux.api"):
+        running.client.request(method, path, b"{}" if method == "POST" else None)
+    assert lines(caplog)[-1]["dialect"] == dialect
+
+
 def test_probes_are_quiet(caplog: pytest.LogCaptureFixture) -> None:
     """They come every second, and say nothing new."""
     with serving() as running, caplog.at_level(logging.INFO, "batchmux.api"):

@@ -45,7 +45,7 @@ def file(data: bytes | None = None, name: str = "in.png") -> tuple[str, bytes]:
     return name, data or png()
 
 
-@pytest.mark.parametrize("prefix", ["", "/openai"])
+@pytest.mark.parametrize("prefix", ["", "/openai", "/v2/any-endpoint/openai"])
 def test_a_picture_of_a_text(served: Served, prefix: str) -> None:
     """The line that everybody writes first."""
     with connect(served, prefix) as client:

@@ -16,7 +16,7 @@ def test_openais_client_lists_what_is_served(served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["painter", "org/painter", "gpt-image-1"])
-@pytest.mark.parametrize("prefix", ["", "/openai"])
+@pytest.mark.parametrize("prefix", ["", "/openai", "/v2/any-endpoint/openai"])
 def test_one_model_by_any_of_its_names(served: Served, name: str, prefix: str) -> None:
     """Also with a slash, which is part of a hub's names."""
     with connect(served, prefix) as client:

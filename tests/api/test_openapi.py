@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
@@ -23,9 +24,11 @@ from api.flat import FlatDialect
 from api.intake import ImageIntake, IntakeOptions
 from api.job_record import StoreLimits
 from api.job_service import JobService, job_service
+from api.metrics import Metrics
 from api.vision_jobs import vision_work
 from core.catalog import Catalog
 from core.service import Submit
+from core.stats import Stats
 from serverless.durable import runpod_work
 from serverless.execution import Execution
 from serverless.output import OutputGuard
@@ -50,10 +53,10 @@ async def fetch(url: str, lease: Lease) -> bytes:
     return png()
 
 
-def document() -> dict[str, Any]:
+def application() -> FastAPI:
     with ImageIntake(IntakeOptions(), fetch) as intake:
         painter = Painter()
-        app = create_app(
+        return create_app(
             painter,
             ROWS,
             Probe(),
@@ -61,11 +64,12 @@ def document() -> dict[str, Any]:
             intake=intake,
             admit=painter.admit,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=Metrics(Probe(), Stats),
         )
-        return app.openapi()
 
 
-SCHEMA: Any = schemathesis.openapi.from_dict(document())
+APP = application()
+SCHEMA: Any = schemathesis.openapi.from_dict(APP.openapi())
 OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
 
 
@@ -121,6 +125,23 @@ def test_every_answer_is_a_documented_one(served: Served, operation: Any, mode: 
             case.validate_response(response, checks=WANTED)
 
         ask()
+
+
+def test_a_missing_key_is_documented_wherever_one_can_be_asked_for() -> None:
+    """A client made from the schema must be able to read that answer, and to know where none is needed."""
+    documented = {
+        f"{method.upper()} {path}": "401" in operation["responses"]
+        for path, operations in APP.openapi()["paths"].items()
+        for method, operation in operations.items()
+    }
+    protected = {
+        f"{method} {endpoint.path.replace(':path', '')}": not endpoint.public
+        for endpoint in APP.state.endpoints
+        for method in endpoint.methods
+        if endpoint.documented
+    }
+    assert documented == protected
+    assert {True, False} == set(protected.values())
 
 
 def test_the_schema_lists_what_is_served() -> None:

@@ -12,8 +12,10 @@ from api.dialect import Answer, Arrival, Endpoint
 from api.errors import STATUS
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
+from api.metrics import Metrics
 from core.errors import ServingError
 from core.service import Health
+from core.stats import Stats
 from tests.api.serving import CATALOG, INSIDE, Painter
 from tests.api.test_errors import every_class
 
@@ -23,6 +25,7 @@ NOT_YET = {"upstream_error", "no_upstream"}  # of the gateway
 # Where the contract of a dialect's first clients has another status, or a sentence of its own.
 OTHER_SIDE = {("/generate", "queue_full"), ("/generate-stream", "queue_full")}
 OWN_WORDS = {("/edit", "deadline_exceeded")}
+METRICS = Metrics(lambda: Health(state="ready", model="painter"), Stats)
 LONG = "the value 99999 is over the limit of 10; make it smaller. " * 100
 
 
@@ -37,8 +40,9 @@ def endpoints() -> Iterator[list[Endpoint]]:
             intake=intake,
             admit=lambda: None,
             files=FileStore(FileOptions(folder=Path("never made"))),
+            metrics=METRICS,
         )
-        yield [endpoint for endpoint in app.state.endpoints if endpoint.refusal is not None]
+        yield app.state.endpoints
 
 
 def fault(code: str, message: str) -> ServingError:
@@ -55,8 +59,9 @@ def arrival(path: str) -> Arrival:
 @pytest.mark.parametrize("code", STATUS)
 def test_every_dialect_words_every_code(code: str, endpoints: list[Endpoint]) -> None:
     """A code that a dialect does not foresee would become a 500 of its own, in a shape nobody reads."""
-    assert endpoints
-    for endpoint in endpoints:
+    worded = [endpoint for endpoint in endpoints if endpoint.refusal is not None]
+    assert worded
+    for endpoint in worded:
         for message in ("short", LONG):
             assert endpoint.refusal is not None
             answer: Answer = endpoint.refusal(fault(code, message), arrival(endpoint.path))
@@ -68,6 +73,16 @@ def test_every_dialect_words_every_code(code: str, endpoints: list[Endpoint]) ->
             assert not INSIDE.search(answer.body), where
             assert answer.media_type == "application/json", where
             assert message[:5] in json.dumps(json.loads(answer.body)) or where in OWN_WORDS, where
+
+
+def test_every_protected_route_has_words_of_its_own(endpoints: list[Endpoint]) -> None:
+    """Else a missing key is told in another dialect's shape."""
+    assert [endpoint.path for endpoint in endpoints if not endpoint.public and endpoint.refusal is None] == []
+
+
+def test_every_route_names_a_dialect(endpoints: list[Endpoint]) -> None:
+    """One that names the class it is made with would be counted with strangers."""
+    assert {endpoint.dialect for endpoint in endpoints} & {"control", "job", "route", "refusing"} == set()
 
 
 @pytest.mark.parametrize("code", sorted(STATUS.keys() - NOT_YET))

@@ -285,3 +285,21 @@ def test_its_printed_command_lines_purge(name: str, removed: int, tmp_path: Path
     """With and without a body."""
     with serving(catalog=ROWS, purge=Memory()) as running:
         assert json.loads(printed(name, running.client.port, folder=tmp_path))["removed"] == removed
+
+
+@pytest.mark.parametrize(
+    ("safety", "place"),
+    [
+        ({"allow_mature": True}, ["body", "safety"]),
+        ({"allow_mature_implicit": "yes"}, ["body", "safety", "allow_mature_implicit"]),
+        ({"allow_mature_implicit": 1}, ["body", "safety", "allow_mature_implicit"]),
+    ],
+)
+def test_what_safety_cannot_mean_is_refused(
+    sdxl: Served, safety: dict[str, object], place: list[str]
+) -> None:
+    """A wish about safety that was misread in silence would be worse than none."""
+    answer = generate(sdxl, {"prompt": "p", "safety": safety})
+    assert answer.status == 422
+    (fault,) = answer.json()["detail"]
+    assert fault["loc"] == place

@@ -4,10 +4,12 @@ import base64
 import io
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image as Pillow
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngImageFile, PngInfo
@@ -17,7 +19,7 @@ from api.intake import ImageIntake, IntakeOptions
 from api.settings_text import infotext
 from core.request import Image, InferenceRequest, Task
 from core.result import InferenceResult
-from tests.api.serving import ARTIST, CATALOG, Served, serving, text
+from tests.api.serving import ARTIST, CATALOG, Served, png, serving, text
 
 RESULT = InferenceResult(
     id="job",
@@ -116,6 +118,28 @@ def test_only_pngs_tell_and_only_where_it_is_wanted(image_format: Any, wanted: b
     with ImageIntake(IntakeOptions(codec_threads=1, png_metadata=wanted)) as intake:
         file = intake.file(request_for(), RESULT, image_format)
     assert (b"lighthouse" in file) == (wanted and image_format == "png")
+
+
+def from_generate(served: Served) -> bytes:
+    answer = served.client.request("POST", "/generate", b'{"prompt": "a lighthouse"}')
+    return base64.b64decode(answer.json()["image_base64"].partition(",")[2])
+
+
+def from_edit(served: Served) -> bytes:
+    parts = {"image": ("a.png", png(), "image/png")}
+    url = f"http://127.0.0.1:{served.client.port}/edit"
+    return requests.post(url, files=parts, data={"prompt": "a lighthouse"}, timeout=20).content
+
+
+@pytest.mark.parametrize("answered", [from_generate, from_edit])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_older_contracts_tell_too(answered: Callable[[Served], bytes], wanted: bool) -> None:
+    """Which address a picture came from is nothing that its reader knows."""
+    with serving(images=IntakeOptions(png_metadata=wanted)) as running:
+        file = answered(running)
+    with Pillow.open(io.BytesIO(file)) as picture:
+        assert picture.info.get("parameters", "").startswith("a lighthouse\nSteps: ") is wanted
+        assert bool(picture.info) is wanted
 
 
 SECRETS = (b"Jane Doe", b"beach of 1999", b"GPSLatitude", b"Exif", b"eXIf", b"iCCP", b"Canon")

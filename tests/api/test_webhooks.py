@@ -50,8 +50,8 @@ def tell(folder: Path, story: Story, secret: bytes | None = b"secret") -> None:
     asyncio.run(told())
 
 
-async def finished(store: JobStore, webhook: str | None = URL) -> str:
-    await store.create(new_job(webhook=webhook))
+async def finished(store: JobStore, webhook: str | None = URL, keep: float | None = None) -> str:
+    await store.create(new_job(webhook=webhook, keep=keep))
     (job,) = await store.claim(1)
     assert await store.succeed(job.id, job.lease, JobOutcome(data=b"{}"))
     return job.id
@@ -116,6 +116,28 @@ def test_a_server_that_is_down_is_called_again_and_not_for_ever(tmp_path: Path) 
             calls.append(len(receiver.calls))
         assert calls == [1, 1, 2, 2, 3, 3, 3]
         assert len({headers["webhook-id"] for _, headers, _ in receiver.calls}) == 1
+
+    tell(tmp_path, story)
+
+
+def test_a_job_that_is_kept_briefly_is_told_of_by_a_late_try(tmp_path: Path) -> None:
+    """As one of /runsync, kept for a minute: its caller's server may be down for longer than that."""
+
+    async def story(store: JobStore, sender: WebhookSender, receiver: Receiver, clock: WallClock) -> None:
+        id = await finished(store, keep=60.0)
+        receiver.error = UpstreamError("upstream_error", "down")
+        for seconds in (0, 15, 60):
+            clock.now = START + seconds
+            await store.forget()
+            await send(sender)
+            if seconds == 15:
+                receiver.error = None
+        assert len(receiver.calls) == 3
+        assert {headers["webhook-id"] for _, headers, _ in receiver.calls} == {id}
+        await store.forget()
+        with pytest.raises(RequestError) as gone:
+            await store.get("ann", id)
+        assert gone.value.code == "expired"
 
     tell(tmp_path, story)
 

@@ -10,12 +10,10 @@ from core.pipeline import BatchKey
 from core.request import InferenceRequest
 from core.result import InferenceResult
 from core.spec import PipelineSpec
-from pipelines.registry import SPECS
-
-RUN_HERE = [spec for spec in SPECS if not spec.needs_gpu]
+from tests.pipelines.rows import PAINTERS_HERE
 
 
-@pytest.mark.parametrize("spec", RUN_HERE, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", PAINTERS_HERE, ids=lambda spec: spec.name)
 def test_the_rows_of_a_batch_may_share_a_forward(spec: PipelineSpec) -> None:
     """Otherwise it would time what the mux never does."""
     rows = requests(spec, 128, 8)
@@ -43,7 +41,7 @@ class Counting:
 def test_every_batch_size_takes_its_turn_in_every_round() -> None:
     """A slow minute of the host must not fall on one of them alone; the first steps do not count."""
     pipeline = Counting()
-    line = measure(pipeline, RUN_HERE[0], 128, rounds=3)
+    line = measure(pipeline, PAINTERS_HERE[0], 128, rounds=3)
     assert pipeline.steps == [*BATCHES] * 4
     assert line.shares[0] == 1.0
     assert len(line.shares) == len(BATCHES)

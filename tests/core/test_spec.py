@@ -237,3 +237,12 @@ def test_few_lightning_steps_are_not_reused() -> None:
     assert error.param == "step_cache"
     assert all(word in error.message for word in ("4 Lightning steps", "leave step_cache out"))
     assert ask(fast, step_cache=0).step_cache == 0.0
+
+
+def test_a_source_may_name_its_revision_and_the_operator_another() -> None:
+    """``@`` is ours: the hub is told repository and revision apart."""
+    row, pinned = replace(SPEC, source="Org/Real"), replace(SPEC, source="Org/Real@v2")
+    assert row.source_at() == ("Org/Real", None)
+    assert row.source_at("v3") == ("Org/Real", "v3")
+    assert pinned.source_at() == ("Org/Real", "v2")
+    assert pinned.source_at("v3") == ("Org/Real", "v3")

@@ -63,6 +63,12 @@ def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipel
     return FakePipeline(spec, options)
 
 
+def load_lightning(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipeline:
+    pipeline = FakePipeline(spec, options)
+    pipeline.lightning_enabled = True
+    return pipeline
+
+
 def load_when_file_exists(spec: PipelineSpec, options: ModelOptions, report: Report) -> FakePipeline:
     """Fails as a damaged checkpoint does until the row's source is a file."""
     if not Path(spec.source).is_file():

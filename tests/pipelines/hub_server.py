@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 LARGE = ".safetensors"
 PIECE = 2**20
@@ -87,7 +87,7 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
             self._serve()
 
         def _serve(self) -> None:
-            path = urlsplit(self.path).path
+            path = unquote(urlsplit(self.path).path)
             token = self.headers.get("Authorization")
             hub.asked.append(Asked(self.command, path, self.headers.get("Range"), token))
             parts = path.strip("/").split("/")
@@ -120,6 +120,8 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
             commit = _commit(repository, revision)
             if commit is None:
                 return self._refuse(404, "RevisionNotFound")
+            if path not in repository.files:
+                return self._refuse(404, "EntryNotFound")
             data = repository.files[path]
             shown = {"X-Repo-Commit": commit, "ETag": f'"{_blob_id(data)}"'}
             if not path.endswith(LARGE):

@@ -14,9 +14,10 @@ from core.pipeline import BatchKey, Pipeline
 from core.request import Image, InferenceRequest, Task
 from pipelines.manager import ModelManager
 from pipelines.options import ModelOptions
-from pipelines.registry import SPECS, catalog
+from pipelines.registry import catalog
 from tests.pipelines import edits, looks, paintings
 from tests.pipelines.looks import difference
+from tests.pipelines.rows import BUILT_IN
 
 PIXEL_TOLERANCE = 1  # a value in the middle between two may round either way
 FLOAT_TOLERANCE = 2e-5  # of values of unit size
@@ -112,8 +113,8 @@ FAMILIES = {
     "pocket-image": Family(generations_of, spoil_latents),
     "pocket-image, guided": Family(guided_generations_of, spoil_latents),
     "pocket-dinov3": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
+    "pocket-depth": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
 }
-RUNS_HERE = {spec.name for spec in SPECS if spec.source.startswith("builtin:")}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def candidate(request: pytest.FixtureRequest, options: ModelOptions) -> Candidat
 
 def test_every_pipeline_that_runs_here_is_tested() -> None:
     """A row without a line above would be served untested."""
-    assert {name.partition(",")[0] for name in FAMILIES} == RUNS_HERE
+    assert {name.partition(",")[0] for name in FAMILIES} == {spec.name for spec in BUILT_IN}
 
 
 @pytest.mark.parametrize("ticks", [(0, 0, 0, 0), (0, 1, 1, 3), (2, 0, 0, 1)], ids=str)

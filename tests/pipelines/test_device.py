@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from core.errors import DeviceLost, OutOfDeviceMemory
-from pipelines.device import device_errors
+from pipelines.device import device_errors, weigh
+from pipelines.options import Weights
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,20 @@ def test_other_faults_pass_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, device_errors():
         raise error
     assert caught.value is error
+
+
+def test_the_formats_of_a_models_weights_are_named_by_how_many_there_are() -> None:
+    """Not by their bytes: a model that runs in 8 bits holds few numbers in four times as many."""
+
+    def model(**counts: int) -> torch.nn.Module:
+        holder = torch.nn.Module()
+        for name, count in counts.items():
+            holder.register_buffer(f"in_{name}", torch.zeros(count, dtype=getattr(torch, name)))
+        return holder
+
+    cpu = torch.device("cpu")
+    assert weigh(cpu, model(int8=60, float32=40)) == Weights(220, "int8, fp32")
+    assert weigh(cpu, model(int8=40, float32=60)) == Weights(280, "fp32, int8")
+    assert weigh(cpu, model(uint8=30), model(bfloat16=40)) == Weights(110, "4bit, bf16")
+    assert weigh(cpu, model(float16=95, float32=5)) == Weights(210, "fp16")
+    assert weigh(cpu, model()) == Weights()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.download import Source, files_of
+from pipelines.options import ModelOptions
+from pipelines.registry import catalog
 from tests.pipelines.hub_server import HubServer, Repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +93,71 @@ def test_the_lightning_lora_of_a_row_comes_with_it(hub: HubServer, tmp_path: Pat
     folder = snapshot(tmp_path, LIGHTNING)
     assert (folder / file).read_bytes() == b"four"
     assert not (folder / file.replace("4steps", "8steps")).exists()
+
+
+def test_users_loras_come_with_the_models_that_take_them(hub: HubServer, tmp_path: Path) -> None:
+    """A baked image must answer requests for them. What is in LORA_DIR is here already."""
+    files = {name: name.encode() for name in ("deep/a[1].safetensors", "b.fp16.safetensors", "c.safetensors")}
+    hub.repositories["Org/Loras"] = Repository(files, {"main": "a" * 40, "v1": "b" * 40})
+    baked = tmp_path / "loras"
+    baked.mkdir()
+    (baked / "c.safetensors").touch()
+    given = {
+        "USER_LORAS": "a=Org/Loras@v1/deep/a[1].safetensors,b=Org/Loras/b.fp16.safetensors,"
+        "c=Org/Loras/c.safetensors,d=c.safetensors",
+        "LORA_DIR": str(baked),
+    }
+    done = download(hub, tmp_path, **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commits = tmp_path / "hub/models--Org--Loras/snapshots"
+    fetched = {str(path.relative_to(commits)) for path in commits.rglob("*.safetensors")}
+    assert fetched == {f"{'b' * 40}/deep/a[1].safetensors", f"{'a' * 40}/b.fp16.safetensors"}
+    hub.asked.clear()
+    sound = download(hub, tmp_path, "--verify", MODEL, **given)
+    assert (sound.returncode, hub.asked) == (0, []), sound.stdout
+    assert sound.stdout.count("all as they were fetched") == 3
+
+
+def test_loras_come_with_a_built_in_model_and_with_none_that_refuses_them() -> None:
+    """What a load would take, and nothing else."""
+    options = ModelOptions(adapters={"a": "Org/Loras/a.safetensors", "b": "Org/Loras/a.safetensors"})
+    source = Source("Org/Loras", None, ("a.safetensors",))
+    assert files_of(catalog("pocket-edit", adapters=options.adapters).default, options) == [source]
+    refusing = catalog("pocket-edit", adapters=options.adapters, precision={"mode": "4bit"}).default
+    assert files_of(refusing, options) == []
+
+
+def test_a_lora_that_cannot_be_had_is_named(hub: HubServer, tmp_path: Path) -> None:
+    """And the model is there all the same."""
+    done = download(hub, tmp_path, USER_LORAS="a=Org/Nothing/a.safetensors")
+    assert (done.returncode, "the hub knows no Org/Nothing" in done.stdout) == (1, True), done.stdout
+    assert "verified" in done.stdout
+
+
+def test_a_checkpoint_of_a_folder_is_not_fetched(hub: HubServer, tmp_path: Path, checkpoint: Path) -> None:
+    """A load takes it from there; what it takes from the hub beside it comes all the same."""
+    file = "Qwen-Image-Edit-2509/Qwen-Image-Edit-2509-Lightning-4steps-V1.0-bf16.safetensors"
+    hub.repositories[LIGHTNING] = Repository({file: b"four"})
+    folder = tmp_path / "own"
+    shutil.copytree(checkpoint, folder)
+    given = {"DEFAULT_MODEL": MODEL, "MODEL_DIR": str(folder), "LIGHTNING_STEPS": "4"}
+    done = download(hub, tmp_path, USE_LIGHTNING_LORA="1", **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MODEL_DIR is used as it is" in done.stdout
+    assert (snapshot(tmp_path, LIGHTNING) / file).read_bytes() == b"four"
+    assert not [asked for asked in hub.asked if SOURCE in asked.path]
+    unsummed = download(hub, tmp_path, "--verify", MODEL, **given)
+    assert "copy it from a checkpoint that this command has fetched" in unsummed.stdout
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for broken, words in (
+        ({}, "vae/diffusion_pytorch_model.safetensors has"),
+        ({"MODEL_REVISION": "v1"}, "unset it"),
+    ):
+        refused = download(hub, tmp_path, **given, **broken)
+        assert (refused.returncode, words in refused.stdout) == (1, True), refused.stdout
+    (folder / "model_index.json").unlink()
+    assert "no model_index.json in MODEL_DIR" in download(hub, tmp_path, **given).stdout
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(

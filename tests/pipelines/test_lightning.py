@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
-from pipelines.lightning import few_step_solver, find_lightning, fuse
+from pipelines.beside import find_lightning
+from pipelines.lightning import few_step_solver, fuse
 from pipelines.lightning_files import lightning_source, lightning_steps
 from pipelines.lora_files import find
 from pipelines.lora_layers import adapted

@@ -180,7 +180,9 @@ def test_loading_can_be_watched_from_another_thread() -> None:
 
 
 def test_model_dir_is_the_default_models_alone() -> None:
-    """One folder holds one checkpoint."""
+    """One folder holds one checkpoint. So is a revision, and the time that a warm-up takes."""
+    chosen = ModelOptions(model_dir=Path("given"), revision="v1", warm_up=((64, 64),), max_models=3)
+    assert chosen.for_others() == ModelOptions(max_models=3)
     models = manager(ROW, TWO)
     assert models.acquire("one").options.model_dir == Path("given")  # type: ignore[attr-defined]
     assert models.acquire("two").options.model_dir is None  # type: ignore[attr-defined]
@@ -223,16 +225,46 @@ def test_a_fault_that_cannot_mend_itself_stands() -> None:
     assert (models.status().state, models.status().retry_after) == ("failed", None)
 
 
-def test_another_models_failure_is_not_the_services() -> None:
+@pytest.mark.parametrize("first", [[], ["one"]], ids=["nothing loaded", "the default thrown out"])
+def test_another_models_failure_is_not_the_services(first: list[str]) -> None:
     """Whoever asks for the default model is served, though the other one's load threw it out."""
     broken = replace(TWO, factory="tests.pipelines.fakes:load_half")
     models = manager(ROW, broken)
-    models.acquire("one")
+    for name in first:
+        models.acquire(name)
+    models.evict()
     with pytest.raises(CapacityError):
         models.acquire("two")
-    assert models.status().state == "idle"
-    models.acquire("one")
     assert models.status().state == "ready"
+    assert "two could not be loaded" in models.status().detail
+
+
+def test_the_defaults_failure_stands_whatever_happens_to_others() -> None:
+    """Neither another model's load nor its leaving mends it."""
+    models = manager(
+        replace(ROW, needs_gpu=True), TWO, replace(THREE, factory="tests.pipelines.fakes:load_half")
+    )
+    with pytest.raises(CapacityError) as default:
+        models.acquire("one")
+    models.acquire("two")
+    assert (models.status().state, models.status().detail) == ("failed", default.value.message)
+    models.evict("two")
+    assert (models.status().state, models.status().detail) == ("failed", default.value.message)
+    with pytest.raises(CapacityError):
+        models.acquire("three")
+    assert (models.status().state, models.status().detail) == ("failed", default.value.message)
+
+
+def test_the_status_remembers_the_defaults_form_when_it_left() -> None:
+    """The default still runs few steps: it is only not in memory now."""
+    models = manager(replace(ROW, factory="tests.pipelines.fakes:load_lightning"), TWO)
+    assert not models.status().lightning_enabled
+    models.acquire("one")
+    assert models.status().lightning_enabled
+    models.acquire("two")
+    assert models.status().lightning_enabled
+    models.evict()
+    assert models.status().lightning_enabled
 
 
 def test_a_failed_load_keeps_nothing_of_what_it_had_read() -> None:

@@ -19,8 +19,8 @@ from core.result import InferenceResult
 from core.spec import PipelineSpec
 from pipelines.manager import Find, ModelManager
 from pipelines.options import ModelOptions, Report
-from pipelines.registry import SPECS
 from tests.pipelines import fakes
+from tests.pipelines.rows import BUILT_IN
 from tests.pipelines.test_manager import Clock
 
 ROW = PipelineSpec(name="one", factory="tests.pipelines.fakes:load", source="1", needs_gpu=False, vram_gb=10)
@@ -236,7 +236,7 @@ def test_many_callers_of_a_model_that_does_not_load_are_all_told_at_once() -> No
     assert len(fakes.READ) == 1
 
 
-@pytest.mark.parametrize("model", [spec.name for spec in SPECS if not spec.needs_gpu])
+@pytest.mark.parametrize("model", [spec.name for spec in BUILT_IN])
 def test_memory_goes_back_when_a_model_leaves(model: str) -> None:
     """Loaded, used and evicted again and again; the benchmark does it fifty times."""
     done = subprocess.run(

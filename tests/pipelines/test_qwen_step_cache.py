@@ -64,6 +64,22 @@ def test_it_reuses_what_upstreams_cache_reuses(
     assert without > VISIBLE * TOLERANCE
 
 
+def test_placement_finds_the_blocks_during_a_forward(
+    parts: Components, pipeline: QwenImageEdit, spec: PipelineSpec
+) -> None:
+    """OFFLOAD=model brings a transformer by its parameters, inside its first call: none may be hidden."""
+    seen: list[set[int]] = []
+
+    def note(module: torch.nn.Module, args: Any) -> None:
+        seen.append({id(weight) for weight in module.parameters()})
+
+    everything = {id(weight) for weight in parts.transformer.parameters()}
+    hook = parts.transformer.register_forward_pre_hook(note)
+    edit(pipeline, ask(spec, steps=2, step_cache=0.12))
+    hook.remove()
+    assert seen == [everything] * 2
+
+
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_a_tiny_threshold_changes_nothing(cfg: float, pipeline: QwenImageEdit, spec: PipelineSpec) -> None:
     """Bit by bit: a step that is computed is computed as ever."""

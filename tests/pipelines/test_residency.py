@@ -107,8 +107,12 @@ def test_what_stays_always_fits(sizes: list[int], newcomer: int, most: int) -> N
         (Precision(mode="8bit", components="text"), Tuning(), True, 50.2),
         (Precision(mode="8bit", cpu_offload=True), Tuning(), True, 22.7),
         (Precision(mode="4bit"), Tuning(), True, 18.9),
-        (Precision(), Tuning(offload="model"), True, 40.9),
-        (Precision(), Tuning(offload="sequential"), True, 0.0),
+        (Precision(mode="8bit", cpu_offload=True), Tuning(), False, 32.1),
+        (Precision(), Tuning(offload="model"), True, 41.1),
+        (Precision(mode="8bit", cpu_offload=True), Tuning(offload="model"), True, 22.7),
+        (Precision(components="text", cpu_offload=True), Tuning(offload="sequential"), True, 0.25),
+        (Precision(), Tuning(offload="sequential"), True, 0.25),
+        (Precision(), Tuning(offload="sequential"), False, 115.4),
     ],
 )
 def test_expected_bytes_follow_the_precision(
@@ -116,3 +120,20 @@ def test_expected_bytes_follow_the_precision(
 ) -> None:
     """Of the full-size family, whose published sizes are 40.9 and 16.6 GB in bf16, 20.4 and 8.5 in 8 bits."""
     assert expected_bytes(QWEN, precision, tuning, gpu=gpu) / 1e9 == pytest.approx(gb, abs=0.1)
+
+
+def test_what_stays_on_the_card_beside_offloaded_models_is_counted() -> None:
+    """The autoencoder never leaves it."""
+    without = {name: weights for name, weights in QWEN.items() if name != "vae"}
+    for offload in ("none", "model", "sequential"):
+        tuning = Tuning(offload=offload)
+        whole, rest = (expected_bytes(parts, Precision(), tuning, gpu=True) for parts in (QWEN, without))
+        assert whole - rest == 2 * QWEN["vae"]
+
+
+def test_a_text_encoder_on_the_host_takes_nothing_of_the_card() -> None:
+    """However large it is beside the denoiser."""
+    parts = {"text_encoder": 9, "text_encoder_2": 9, "unet": 1, "vae": 1}
+    hosted = Precision(cpu_offload=True)
+    assert expected_bytes(parts, hosted, Tuning(), gpu=True) == 4
+    assert expected_bytes(parts, hosted, Tuning(offload="model"), gpu=True) == 4

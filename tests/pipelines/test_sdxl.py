@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from core.errors import CapacityError, ExecutionError, RequestError
 from core.request import Task
 from core.spec import PipelineSpec
-from pipelines.checkpoint import find_file
+from pipelines.beside import find_denoiser
 from pipelines.options import Lightning, ModelOptions, Silent
 from pipelines.pocket.sdxl import build
 from pipelines.registry import SPECS, catalog
@@ -201,7 +201,7 @@ def test_a_denoiser_that_does_not_fit_is_never_run(
     fault: Callable[[dict[str, torch.Tensor]], None], baked: ModelOptions, lightning: PipelineSpec
 ) -> None:
     """Half of a file applied would paint something, and call it Lightning."""
-    file = find_file(lightning.denoiser or "", baked, Silent())
+    file = find_denoiser(lightning.denoiser or "", baked, Silent())
     weights = load_file(file)
     fault(weights)
     save_file(weights, file)
@@ -215,7 +215,7 @@ def test_a_denoiser_that_is_nowhere_is_named(baked: ModelOptions, lightning: Pip
     with pytest.raises(CapacityError, match=r"sdxl_lightning_2step_unet.*LORA_DIR"):
         load(row, baked, Silent())
     with pytest.raises(ValueError, match="safetensors"):
-        find_file("owner/name/weights.ckpt", baked, Silent())
+        find_denoiser("owner/name/weights.ckpt", baked, Silent())
 
 
 def test_a_lora_that_cannot_be_had_stops_the_load(baked: ModelOptions, lightning: PipelineSpec) -> None:

@@ -12,10 +12,12 @@ from core.errors import CapacityError, OutOfDeviceMemory
 from core.request import InferenceRequest, Task
 from core.spec import PipelineSpec
 from pipelines import warm_up
+from pipelines.checkpoint import Found
 from pipelines.manager import ModelManager
 from pipelines.options import LoadedPipeline, ModelOptions, Report, Silent, Tuning
 from pipelines.qwen_image import QwenImageEdit, load_edit_plus
 from pipelines.registry import catalog
+from pipelines.shards import survey
 
 MADE: list["Noted"] = []
 
@@ -63,8 +65,9 @@ def test_the_default_model_is_warm_before_it_is_ready(checkpoint: Path, options:
     sizes = ((64, 64), (128, 64))
     models = ModelManager(
         Catalog([row, other], row.name),
-        replace(options, warm_up=sizes, checkpoint=checkpoint, max_models=2),
+        replace(options, warm_up=sizes, max_models=2),
         has_gpu=lambda: False,
+        find=lambda spec, options, report: Found(checkpoint, survey(checkpoint)),
     )
     models.acquire("pocket-edit")
     made = MADE[-1]

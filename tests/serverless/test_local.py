@@ -67,7 +67,7 @@ def test_pictures_are_saved_before_and_after(tmp_path: Path, capsys: pytest.Capt
     async def main() -> InferenceRequest:
         with ImageIntake(IntakeOptions()) as intake:
             asked = await dialect(intake).parse(job("a", width=50, height=40)["input"], id="a")
-            await Recorder(submit, intake.encode, CATALOG, tmp_path)(asked.request)
+            await Recorder(submit, intake, CATALOG, tmp_path)(asked.request)
             return asked.request
 
     request = asyncio.run(main())
@@ -81,16 +81,16 @@ def test_pictures_are_saved_before_and_after(tmp_path: Path, capsys: pytest.Capt
     assert "painting was never trained" in printed, "nobody may take it for an editor of everything"
 
 
-def record(folder: Path, **wishes: object) -> InferenceRequest:
+def record(folder: Path, *, png_metadata: bool = True, **wishes: object) -> InferenceRequest:
     """A job of the model that also generates, recorded in ``folder``."""
 
     async def submit(request: InferenceRequest, on_progress: OnProgress | None = None) -> InferenceResult:
         return painted(request)
 
     async def main() -> InferenceRequest:
-        with ImageIntake(IntakeOptions()) as intake:
+        with ImageIntake(IntakeOptions(png_metadata=png_metadata)) as intake:
             asked = await dialect(intake).parse({"prompt": "paint", "model": "imagining", **wishes}, id="a")
-            await Recorder(submit, intake.encode, CATALOG, folder)(asked.request)
+            await Recorder(submit, intake, CATALOG, folder)(asked.request)
             return asked.request
 
     return asyncio.run(main())
@@ -111,6 +111,17 @@ def test_a_picture_of_a_text_alone_has_no_before(tmp_path: Path, capsys: pytest.
     with Pillow.open(tmp_path / "after.png") as after:
         assert (after.size, after.getpixel((0, 0))) == ((80, 48), colour("paint", request.seed, 4))
     assert "imagining was never trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_picture_that_comes_out_tells_how_it_was_made(wanted: bool, tmp_path: Path) -> None:
+    """As every PNG that is served, where PNG_METADATA wants it; what went in stays the caller's."""
+    record(tmp_path, png_metadata=wanted, images=[photograph()])
+    with Pillow.open(tmp_path / "after.png") as after:
+        assert after.info.get("parameters", "").startswith("paint\nSteps: ") is wanted
+        assert bool(after.info) is wanted
+    with Pillow.open(tmp_path / "before.png") as before:
+        assert "parameters" not in before.info
 
 
 def test_the_printed_answer_holds_no_picture() -> None:

@@ -145,10 +145,40 @@ def test_a_pinned_checkpoint_is_asked_for_and_looked_for_by_its_revision(tmp_pat
 
     _, requests = with_server(200, ask)
     assert requests[0].path == "/Org/Real/resolve/v2/model_index.json"
-    snapshot = tmp_path / "hf/hub/models--Org--Real/snapshots/abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
+    cache(tmp_path, "abc", v2="abc")
     assert found(pinned, settings(tmp_path, local_only=True), "weights").good
+
+
+def cache(tmp_path: Path, commit: str, **references: str) -> None:
+    repository = tmp_path / "hf/hub/models--Org--Real"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "model_index.json").write_text("{}")
+    (repository / "refs").mkdir()
+    for name, value in references.items():
+        (repository / "refs" / name).write_text(value)
+
+
+def test_the_operators_revision_is_asked_for_and_looked_for(tmp_path: Path) -> None:
+    """As when it is loaded: MODEL_REVISION comes before the row's own, and another commit is none."""
+    pinned = replace(REAL, source="Org/Real@v2")
+
+    def ask(base: str) -> Finding:
+        return found(pinned, settings(tmp_path, hf_endpoint=base, model_revision="v3"), "hub")
+
+    _, requests = with_server(200, ask)
+    assert requests[0].path == "/Org/Real/resolve/v3/model_index.json"
+    cache(tmp_path, "abc", v2="abc")
+    for revision, good in (("v3", False), ("v2", True), ("abc", True)):
+        finding = found(REAL, settings(tmp_path, local_only=True, model_revision=revision), "weights")
+        assert (finding.good, f"Org/Real@{revision}" in finding.sentence) == (good, True)
+
+
+def test_a_revision_of_what_is_not_from_the_hub_is_named(tmp_path: Path) -> None:
+    """The load refuses it."""
+    for spec, given in ((SPEC, {}), (REAL, {"model_dir": tmp_path})):
+        finding = found(spec, settings(tmp_path, model_revision="v1", **given), "revision")
+        assert not finding.good
+        assert "unset it" in finding.sentence
 
 
 def test_an_unreachable_hub_is_named(tmp_path: Path) -> None:
