@@ -36,6 +36,7 @@ _BUILT_IN = {
     "pocket-sdxl": "pipelines.pocket.sdxl:build",
     "pocket-dinov3": "pipelines.pocket.dinov3:build",
     "pocket-depth": "pipelines.pocket.depth:build",
+    "pocket-sam3": "pipelines.pocket.sam3:build",
 }
 
 

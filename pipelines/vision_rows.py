@@ -18,6 +18,16 @@ _DINOV3 = PipelineSpec(
     needs_gpu=False,
 )
 _VIT = VisionSpec(fit="square", side=224, patch=16)
+_SAM3 = PipelineSpec(
+    name="sam3",
+    factory="pipelines.sam3:load",
+    source="facebook/sam3",
+    tasks=frozenset({Task.SEGMENT}),
+    vision=VisionSpec(fit="square", side=1008, patch=14),
+    vram_gb=6.0,
+    licence="SAM License",
+    needs_gpu=False,
+)
 
 _DEPTH = PipelineSpec(
     name="da3mono-large",
@@ -108,6 +118,15 @@ VISION: tuple[PipelineSpec, ...] = (
         name="pocket-depth",
         source="builtin:pocket-depth",
         vision=VisionSpec(fit="longest", side=252, multiple=14, patch=14),
+        vram_gb=None,
+        licence="MIT",
+    ),
+    _SAM3,
+    replace(
+        _SAM3,
+        name="pocket-sam3",
+        source="builtin:pocket-sam3",
+        vision=VisionSpec(fit="square", side=112, patch=14),
         vram_gb=None,
         licence="MIT",
     ),

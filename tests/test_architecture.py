@@ -150,12 +150,14 @@ def used_names(where: str, tree: ast.AST) -> Iterator[str]:
                 yield f"{where}:{line}: {trick}: {remedy}"
 
 
+ROWS = ("registry.py", "vision_rows.py")
+
+
 def families_of(root: Path) -> set[str]:
     """The modules that registry rows name as their factories: ``"pipelines.qwen_image:load"``."""
-    registry = root / "pipelines/registry.py"
-    if not registry.exists():
-        return set()
-    strings = (n.value for n in ast.walk(ast.parse(registry.read_text())) if isinstance(n, ast.Constant))
+    rows = [file for name in ROWS if (file := root / "pipelines" / name).exists()]
+    trees = [ast.walk(ast.parse(file.read_text())) for file in rows]
+    strings = (n.value for tree in trees for n in tree if isinstance(n, ast.Constant))
     return {
         s.split(":")[0] for s in strings if isinstance(s, str) and s.startswith("pipelines.") and ":" in s
     }

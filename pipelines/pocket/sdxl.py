@@ -12,11 +12,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from tokenizers import pre_tokenizers
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from pipelines.pocket.clip_vocabulary import BEGIN, END, clip_vocabulary
 from pipelines.pocket.drawing import redraw
 from pipelines.pocket.folder import write_once
 
@@ -87,7 +87,6 @@ _WORDS = (
     "sky cloud sun moon night day winter summer snow rain autumn flower garden garment robe hat face person "
     "woman man child italian priest racoon baby lamp road door window table chair wearing intricate"
 )
-_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build(parent: Path) -> Path:
@@ -96,8 +95,8 @@ def build(parent: Path) -> Path:
 
 
 def _write(folder: Path) -> None:
-    vocabulary, merges = _vocabulary()
-    for name, padding in (("tokenizer", _END), ("tokenizer_2", "!")):
+    vocabulary, merges = clip_vocabulary(_WORDS)
+    for name, padding in (("tokenizer", END), ("tokenizer_2", "!")):
         tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=padding, model_max_length=77)
         tokenizer.save_pretrained(folder / name)
     parts = {
@@ -122,22 +121,7 @@ def _text_config(vocabulary: dict[str, int], activation: str) -> CLIPTextConfig:
         num_hidden_layers=3,
         num_attention_heads=2,
         hidden_act=activation,
-        bos_token_id=vocabulary[_BEGIN],
-        eos_token_id=vocabulary[_END],
-        pad_token_id=vocabulary[_END],
+        bos_token_id=vocabulary[BEGIN],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[END],
     )
-
-
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in CLIP's order: bytes, bytes that end a word, merges, control tokens.
-
-    A word grows letter by letter from its start, so most of those above are one token.
-    """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges: dict[tuple[str, str], None] = {}
-    for word in _WORDS.split():
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
-        for end in range(1, len(pieces)):
-            merges["".join(pieces[:end]), pieces[end]] = None
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), _BEGIN, _END]
-    return {token: number for number, token in enumerate(tokens)}, list(merges)

@@ -53,6 +53,16 @@ def looks_of(name: str) -> list[InferenceRequest]:
     return [look(name, i) for i in range(4)]
 
 
+def boxed_looks_of(name: str) -> list[InferenceRequest]:
+    """As ``looks_of``, each with one to three boxes beside or instead of the words of its last prompt."""
+    shown = (((8, 8, 50, 40), True), ((60, 20, 90, 70), False), ((30.5, 1, 44, 71.5), True))
+    prompts = [
+        (SegmentPrompt(text="tree"), SegmentPrompt(text="" if i % 2 else "a cat", boxes=shown[: i % 3 + 1]))
+        for i in range(4)
+    ]
+    return [look(name, i, prompts=prompts[i][-(i % 2) - 1 :]) for i in range(4)]
+
+
 def spoil_pictures(state: Any) -> None:
     """Of any family whose inputs are a tensor, or hold one as ``pixels``."""
     if hasattr(state.inputs, "pixels"):

@@ -114,6 +114,8 @@ FAMILIES = {
     "pocket-image, guided": Family(guided_generations_of, spoil_latents),
     "pocket-dinov3": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
     "pocket-depth": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
+    "pocket-sam3": Family(looks.looks_of, looks.spoil_pictures),
+    "pocket-sam3, boxed": Family(looks.boxed_looks_of, looks.spoil_pictures),
 }
 
 
