@@ -21,8 +21,8 @@ run: $(VENV)/.runtime ## edit the photograph of test_input.json here, through Ru
 serve: $(VENV)/.runtime ## serve HTTP on port 8000 with the pocket checkpoints
 	STANDALONE_MODE=1 DEFAULT_MODEL=$(MODEL) ALLOWED_MODELS=$(or $(ALLOWED_MODELS),pocket-sdxl) $(PY) handler.py
 
-test: $(VENV)/.dev ## run the tests
-	$(PY) -m pytest
+test: $(VENV)/.dev ## run the tests, in two processes; each file in one of them
+	$(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile
 
 clients: $(VENV)/.dev $(VENV)/.clients out/clients/.made ## run other people's clients against a server here; needs node and npm
 	$(PY) -m pytest -m clients tests/clients

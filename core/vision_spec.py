@@ -60,6 +60,7 @@ class VisionSpec:
         if short == target:
             return width, height
         other = int(side * long / short)
+        target = max(1, target)  # upstream fails at a picture a thousand times as long as wide
         fitted = (target, other) if width < height else (other, target)
         return round_up(fitted[0], self.multiple), round_up(fitted[1], self.multiple)
 
@@ -76,6 +77,7 @@ class VisionSpec:
         elif isinstance(ask, Depth) and ask.focal is not None:
             within("focal", ask.focal, 1.0, 1e6)
         entry = self.entry(image.size)
+        passes = len(ask.prompts) if isinstance(ask, Segment) else 1
         return InferenceRequest(
             id=id,
             task=TASK_OF[type(ask)],
@@ -88,7 +90,7 @@ class VisionSpec:
             steps=1,
             cfg=1.0,
             seed=0,
-            tokens=max(1, entry[0] * entry[1] // self.patch**2),
+            tokens=max(1, entry[0] * entry[1] // self.patch**2) * passes,
             ask=ask,
             timeout=timeout,
         )

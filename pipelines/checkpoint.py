@@ -37,6 +37,7 @@ _BUILT_IN = {
     "pocket-dinov3": "pipelines.pocket.dinov3:build",
     "pocket-depth": "pipelines.pocket.depth:build",
     "pocket-sam3": "pipelines.pocket.sam3:build",
+    "pocket-grounding-dino": "pipelines.pocket.grounding_dino:build",
 }
 
 

@@ -94,8 +94,14 @@ def choose(
     return replace(plan, sentence="; ".join([plan.sentence, *_idle(device, precision, tuning)]))
 
 
-def choose_whole(device: Device, precision: Precision) -> Plan:
-    """For a model whose weights stay as they are: the operator's choice comes to a format of products."""
+def choose_whole(device: Device, precision: Precision, *, ranks: bool = False) -> Plan:
+    """For a model whose weights stay as they are: the operator's choice comes to a format of products.
+
+    ranks: the model goes on with the best of its candidates in their order. Rounding exchanges those that are
+    close, differently in every batch, and with bf16 products half of what is found can move.
+    """
+    if ranks:
+        return Plan("float32", {}, "fp32 weights and products: coarser ones would change what is found")
     if precision.mode not in ("8bit", "4bit"):
         compute = _compute(device, precision)
         return Plan(compute, {}, f"fp32 weights; products {_whole(device, precision, compute)}")

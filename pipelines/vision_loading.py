@@ -29,16 +29,23 @@ class VisionLoader:
     model_type: what the checkpoint's configuration must name, one of these; it is ``model_name`` in those
         that transformers did not write.
     folder: where its other files are. precision: what the operator's choice came to, as a sentence.
+    ranks: see ``choose_whole``.
     Raises ``CapacityError`` ``not_ready`` with a sentence for the operator.
     """
 
     def __init__(
-        self, spec: PipelineSpec, options: ModelOptions, report: Report, *, model_type: tuple[str, ...]
+        self,
+        spec: PipelineSpec,
+        options: ModelOptions,
+        report: Report,
+        *,
+        model_type: tuple[str, ...],
+        ranks: bool = False,
     ) -> None:
         transformers.utils.logging.disable_progress_bar()
         self._report = report
         self.device = pick_device()
-        plan = choose_whole(describe(self.device), options.precision)
+        plan = choose_whole(describe(self.device), options.precision, ranks=ranks)
         self.compute: torch.dtype = getattr(torch, plan.compute)
         self.precision = plan.sentence
         report.stage("checkpoint", 1, 2)

@@ -250,8 +250,9 @@ class JobMachine(RuleBasedStateMachine):
         for id, job in self.jobs.items():
             if id not in kept:
                 assert not job.live, "a live job was forgotten"
-                job.gone, job.owes_call = True, False
-        finished = sum(j.nbytes for j in self.jobs.values() if not j.live and not j.gone)
+                assert job.gone or not job.owes_call, "a job was forgotten whose webhook is still to be sent"
+                job.gone = True
+        finished = sum(j.nbytes for j in self.jobs.values() if not (j.live or j.gone or j.owes_call))
         assert finished <= LIMITS.keep_bytes
 
     @rule(settled=st.booleans())

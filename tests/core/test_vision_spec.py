@@ -71,6 +71,7 @@ def test_a_look_is_one_step_at_the_size_of_entry() -> None:
     assert (request.task, request.steps_run, request.guided) == (Task.SEGMENT, 1, False)
     assert (request.size, request.canvas, request.tokens) == ((40, 30), (112, 112), 49)
     assert (request.timeout, request.prompt, request.nbytes) == (5, "", 3600)
+    assert SPEC.look(id="1", image=GREY, ask=find("cat", "dog", "car")).tokens == 3 * 49
 
 
 def test_boxes_and_texts_do_not_share_a_forward() -> None:

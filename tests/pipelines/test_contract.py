@@ -21,6 +21,7 @@ from tests.pipelines.rows import BUILT_IN
 
 PIXEL_TOLERANCE = 1  # a value in the middle between two may round either way
 FLOAT_TOLERANCE = 2e-5  # of values of unit size
+BOX_TOLERANCE = 2e-3  # of boxes in pixels of pictures of a hundred: 2e-5 of their size
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ FAMILIES = {
     "pocket-depth": Family(looks.looks_of, looks.spoil_pictures, FLOAT_TOLERANCE),
     "pocket-sam3": Family(looks.looks_of, looks.spoil_pictures),
     "pocket-sam3, boxed": Family(looks.boxed_looks_of, looks.spoil_pictures),
+    "pocket-grounding-dino": Family(looks.looks_of, looks.spoil_pictures, BOX_TOLERANCE),
 }
 
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from core.errors import CapacityError
-from pipelines.options import Precision, Tuning
-from pipelines.precision import Device, choose
+from pipelines.options import Mode, Precision, Tuning
+from pipelines.precision import Device, choose, choose_whole
 
 CPU = Device("cpu")
 V100, T4, A100, RTX3090, L4, H100, B200, RTX5090 = (
@@ -184,3 +184,11 @@ def test_settings_in_effect_are_not_called_idle(precision: Precision) -> None:
     """Control: on a card these all do something."""
     sentence = choose(H100, precision, Tuning(offload="model")).sentence
     assert not any(name in sentence for name in ("EIGHT_BIT_BACKEND", "OFFLOAD", "QUANTIZE_COMPONENTS"))
+
+
+@pytest.mark.parametrize("mode", ["bf16", "fp16", "8bit", "4bit"])
+def test_a_model_that_ranks_its_candidates_computes_in_full(mode: Mode) -> None:
+    """In coarser products, close candidates change places with whoever else is in the batch."""
+    for device in (CPU, A100, H100):
+        assert choose_whole(device, Precision(mode=mode), ranks=True).compute == "float32"
+    assert choose_whole(H100, Precision(mode=mode)).compute in ("bfloat16", "float16")
