@@ -45,7 +45,7 @@ def endpoints(services: Services) -> list[Endpoint]:
         table += [
             Endpoint(
                 path=f"/hf/{task}",
-                handle=Route(services, dialect(services)),
+                handle=Route(services, dialect(services), any_model=task in LOOKING),
                 summary=summary,
                 responses=answers,
                 openapi={"requestBody": request_body(model, raw=task != "text-to-image")},

@@ -142,5 +142,4 @@ def refuse_over(most: int, size: int, remedy: str) -> None:
             "invalid_parameter",
             f"the answer of at least {size} bytes is over the limit of {most}; ask for {remedy} "
             "(the operator can raise MAX_ANSWER_MB; of a RunPod job MAX_OUTPUT_MB)",
-            param="output_format",
         )

@@ -39,7 +39,7 @@ def endpoints(services: Services) -> list[Endpoint]:
     return [
         Endpoint(
             path=f"/inference/{kind.slug}",
-            handle=Route(services, VisionService(services, kind)),
+            handle=Route(services, VisionService(services, kind), any_model=True),
             summary=kind.summary,
             openapi={"requestBody": body_of(kind.body), "parameters": [_RENDER]},
             responses={

@@ -335,3 +335,13 @@ def test_too_large_a_picture_is_told_by_its_header() -> None:
     with serving(images=images, catalog=VISION) as running:
         answer = ask(running, "dinov3")
     assert (answer.status, "limit of 1000 pixels" in answer.json()["error"]) == (413, True)
+
+
+def test_a_default_that_cannot_be_loaded_stops_no_other_model() -> None:
+    """A gated checkpoint without its token must not take three others with it; a drain stops all."""
+    with serving(catalog=VISION) as running:
+        running.probe.say("failed", "accept the licence of the default")
+        assert told(ask(running, "dinov3"))
+        assert running.client.request("POST", "/run", b"{}", JSON).status == 503
+        running.probe.say("draining")
+        assert ask(running, "dinov3").status == 503
