@@ -59,7 +59,7 @@ def main() -> None:
     small.instances(found[:1])
     for form in ("rle", "coco_rle", "png", "polygons"):
         peak = Peak()
-        Written(form, 2**30).instances(found)
+        Written(form, 2**30).instances(found[:20] if form == "polygons" else found)  # the slow one
         grown[form] = peak.growth()
     picture = Image(pixels=bytes(SIZE[0] * SIZE[1] * 3), width=SIZE[0], height=SIZE[1])
     request = CUTTER.look(id="x", image=picture, ask=Segment(prompts=(SegmentPrompt(text="a"),)))
