@@ -23,10 +23,22 @@ _UNBUFFERED: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Route(Generic[C]):
-    """A callable for the routing table. ``max_body_bytes``: None is the server's own limit."""
+    """A callable for the routing table.
 
-    def __init__(self, services: Services, dialect: Dialect[C], *, max_body_bytes: int | None = None) -> None:
+    max_body_bytes: None is the server's own limit.
+    any_model: another model than the default usually answers, so that one that cannot be loaded stops nobody.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        dialect: Dialect[C],
+        *,
+        max_body_bytes: int | None = None,
+        any_model: bool = False,
+    ) -> None:
         self._services = services
+        self._stoppers = ("draining",) if any_model else ("failed", "draining")
         self.dialect = dialect
         self._max_body_bytes = max_body_bytes or services.options.max_body_bytes
 
@@ -38,7 +50,7 @@ class Route(Generic[C]):
     def _refuse_early(self) -> None:
         """Before a byte of the body is read. While a model loads, work is accepted and waits for it."""
         health = self._services.health()
-        if health.state in ("failed", "draining"):
+        if health.state in self._stoppers:
             raise why_not(health)
         self._services.admit()
 

@@ -66,7 +66,7 @@ class Ingress:
                 waiting.admit,
                 self._reports.stats,
                 waiting.progress,
-                self._purge,
+                (self._load, self._purge),
                 jobs_at_once=max(config.max_queue // 2, 1),  # the rest is for callers who wait
             )
         )
@@ -105,6 +105,12 @@ class Ingress:
             ) from None
         finally:
             events.cancel()  # nothing, once it has ended
+
+    async def _load(self, model: str) -> None:
+        """On the replica where a request for it would go."""
+        answer = await self._replicas.options(multiplexed_model_id=model).load.remote(model)
+        if isinstance(answer, Failed):
+            raise answer.error
 
     async def _purge(self, model: str | None) -> tuple[int, int]:
         try:

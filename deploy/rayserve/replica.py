@@ -50,8 +50,16 @@ class Replica:
             stats=Stats.of(self._mux.stats, self._models.counts),
         )
 
+    async def load(self, model: str) -> Failed | None:
+        """See ``api.dialect.Load``. A refusal is returned: raised, it would come in a wrapping of Ray's."""
+        try:
+            await asyncio.wrap_future(self._mux.warm(model))
+        except ServingError as error:
+            return Failed(error)
+        return None
+
     async def purge(self, model: str | None) -> tuple[int, int] | Failed:
-        """See ``api.dialect.Purge``. A refusal is returned: raised, it would come in a wrapping of Ray's."""
+        """See ``api.dialect.Purge``; refused as ``load`` is."""
         try:
             return await asyncio.wrap_future(self._mux.between(self._models.evict, model))
         except ServingError as error:
