@@ -163,6 +163,11 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert board["templating"]["list"][0]["query"] == source["type"]
 
 
+def test_the_keys_that_compose_reads_stay_out_of_the_image() -> None:
+    """An image is published, and Compose looks for ``.env`` beside its own file, within what is copied."""
+    assert "**/.env" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
 def test_foreign_images_are_pinned() -> None:
     """Another day's ``latest`` is another product."""
     foreign = {service["image"] for service in SERVICES.values()} - {"batchmux"}
