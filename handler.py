@@ -66,8 +66,8 @@ def run(config: settings.Settings, rows: Catalog, models: ModelManager, job: dic
         if job is not None:
             mode.run_once(job)
         elif config.standalone_mode:
-            purge = partial(mux.between, models.evict)
-            mode.serve_http(health, mux.admit, mux.drain, warm, counts, mux.progress, purge)
+            memory = (mux.warm, partial(mux.between, models.evict))
+            mode.serve_http(health, mux.admit, mux.drain, warm, counts, mux.progress, memory)
         else:
             mode.take_jobs(warm(), on_limit=partial(mux.drain, 0), failed=lambda: bool(fatal))
         log.info("ended with %s", mux.stats())

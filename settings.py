@@ -19,11 +19,13 @@ from pydantic import (
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from variables.http import HttpSettings
+from variables.model import HUB_FOLDERS, ROOT_FOLDER_HUB, ModelSettings, UserPath
 from variables.model import MIB as MIB
-from variables.model import ModelSettings, UserPath
+from variables.profiles import DEFAULTS
+from variables.vision import VisionSettings
 
 
-class Settings(HttpSettings, ModelSettings):
+class Settings(HttpSettings, ModelSettings, VisionSettings):
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
@@ -180,6 +182,8 @@ def load() -> Settings:
         # The libraries that read these look at the process environment only, never at .env.
         if value and name.startswith(("HF_", "HUGGINGFACE_", "RUNPOD_")):
             os.environ.setdefault(name, value)
+    if (folder := given.get("HF_ROOT_FOLDER")) and not (given.keys() & HUB_FOLDERS):
+        os.environ["HF_HUB_CACHE"] = str(Path(folder.strip(), ROOT_FOLDER_HUB).expanduser())
     lines: list[str] = []
     try:
         settings = Settings()
@@ -192,7 +196,10 @@ def load() -> Settings:
         ]
     if lines:
         raise BadSettings("\n".join(lines))
-    return settings
+    profile = DEFAULTS.get(settings.api_profile, {})
+    return settings.model_copy(
+        update={name: value for name, value in profile.items() if name not in settings.model_fields_set}
+    )
 
 
 def _variable(location: str, given: dict[str, str]) -> str:

@@ -21,8 +21,11 @@ from api import (
     probes,
     runpod_queue,
     sdxl_service,
+    vision_jobs,
+    vision_models,
+    vision_service,
 )
-from api.dialect import ApiOptions, Endpoint, Purge, Services, nothing_to_purge
+from api.dialect import ApiOptions, Endpoint, Load, Purge, Services, nothing_to_load, nothing_to_purge
 from api.files import FileStore
 from api.gate import AccessOptions, Gate
 from api.intake import ImageIntake
@@ -60,6 +63,7 @@ def create_app(
     access: AccessOptions | None = None,
     tracing: "Tracing | None" = None,
     purge: Purge = nothing_to_purge,
+    load: Load = nothing_to_load,
 ) -> FastAPI:
     """``intake`` may be shared with other modes; who opened it closes it.
 
@@ -84,6 +88,7 @@ def create_app(
         stats=stats,
         jobs=job_runner,
         purge=purge,
+        load=load,
     )
     endpoints = (
         *flat_route.endpoints(services),
@@ -94,7 +99,10 @@ def create_app(
         *edit_form.endpoints(services),
         *generate_service.endpoints(services),
         *sdxl_service.endpoints(services),
-        *jobs.endpoints(services),
+        *vision_service.endpoints(services),
+        *vision_models.endpoints(services),
+        *vision_jobs.submit_endpoints(services),
+        *(vision_jobs if options.profile == "vision" else jobs).endpoints(services),
         *hugging_face.endpoints(services),
         *automatic1111.endpoints(services),
         *probes.endpoints(services),

@@ -28,6 +28,7 @@ class ApiOptions:
     max_queue: requests that may wait, for the sentence that refuses another.
     profile: whose words /health and /metrics use: worker | firered | gateway | vision | sdxl.
     log_prompts: whether prompts stand in the log. metrics_enabled: else /metrics is empty.
+    max_vision_images, max_request_pixels: of one request to a vision model. max_answer_bytes: of its JSON.
     """
 
     max_body_bytes: int = 40 * 2**20
@@ -41,6 +42,9 @@ class ApiOptions:
     metrics_enabled: bool = True
     generation_timeout: float | None = None
     max_queue: int = 256
+    max_vision_images: int = 32
+    max_request_pixels: int = 100_000_000
+    max_answer_bytes: int = 64 * 2**20
 
 
 # Throws a model, or all of them, out of memory: how many left, how many are still loaded.
@@ -49,6 +53,14 @@ Purge = Callable[[str | None], Awaitable[tuple[int, int]]]
 
 async def nothing_to_purge(name: str | None) -> tuple[int, int]:
     return 0, 0
+
+
+# Brings a model into memory, by name; raises ``ServingError`` that says why it cannot be.
+Load = Callable[[str], Awaitable[None]]
+
+
+async def nothing_to_load(name: str) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +81,7 @@ class Services:
     stats: Callable[[], Stats] = Stats
     jobs: JobRunner | None = None
     purge: Purge = nothing_to_purge
+    load: Load = nothing_to_load
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

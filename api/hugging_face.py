@@ -25,6 +25,7 @@ from api.hugging_face_fields import (
     preferred_format,
     request_body,
 )
+from api.hugging_face_vision import LOOKING, read_picture_or_json
 from api.images import ImageFormat
 from api.intake import ImageSource
 from api.json_fields import checked
@@ -40,13 +41,13 @@ _WORDS: Final = {"steps": "num_inference_steps", "cfg": "guidance_scale", "image
 def endpoints(services: Services) -> list[Endpoint]:
     """One pair of addresses for each of ``TASKS``, and a refusal that names them for every other task."""
     table: list[Endpoint] = []
-    for task, (summary, model, dialect) in TASKS.items():
+    for task, (summary, model, dialect, answers) in TASKS.items():
         table += [
             Endpoint(
                 path=f"/hf/{task}",
                 handle=Route(services, dialect(services)),
                 summary=summary,
-                responses=ANSWERS,
+                responses=answers,
                 openapi={"requestBody": request_body(model, raw=task != "text-to-image")},
             ),
             Endpoint(
@@ -125,10 +126,7 @@ class ImageToImage(_Pictures):
     """See ``api.dialect.Dialect``. A body that is no JSON is the picture itself, and says no more."""
 
     def read(self, body: bytes, arrival: Arrival) -> object:
-        declared = arrival.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if declared == "application/json" or body[:64].lstrip()[:1] in (b"{", b"["):
-            return parse_json(body)
-        return body
+        return read_picture_or_json(body, arrival)
 
     async def parse(self, content: object, arrival: Arrival) -> PictureCall:
         if isinstance(content, bytes):
@@ -164,9 +162,12 @@ class ImageToImage(_Pictures):
 
 
 # A task of another kind is one more row: its dialect brings its own body, call and answer.
-TASKS: Final[Mapping[str, tuple[str, Any, Callable[[Services], Dialect[Any]]]]] = {
-    "text-to-image": ("Make a picture of a text", TextToImageBody, TextToImage),
-    "image-to-image": ("Edit a picture", ImageToImageBody, ImageToImage),
+TASKS: Final[
+    Mapping[str, tuple[str, Any, Callable[[Services], Dialect[Any]], dict[int | str, dict[str, Any]]]]
+] = {
+    "text-to-image": ("Make a picture of a text", TextToImageBody, TextToImage, ANSWERS),
+    "image-to-image": ("Edit a picture", ImageToImageBody, ImageToImage, ANSWERS),
+    **LOOKING,
 }
 
 

@@ -22,6 +22,7 @@ ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
 # Of the standard: taken, and without effect, for these reasons.
 IGNORED: Final = {
     "scheduler": "each model has the one solver it was made for",
+    "overlap_mask_area_threshold": "no two masks are joined into one",
     "options": "every request waits for its model, and no answer is kept",
 }
 

@@ -16,7 +16,7 @@ from api.codec import Codec
 from api.fetch import GuardedFetch
 from api.images import NO_TEXT, ImageFormat, ImageLimits, decode, decode_mask, encode, too_many_bytes
 from api.settings_text import settings_text
-from core.errors import RequestError
+from core.errors import ExecutionError, RequestError
 from core.request import Image, InferenceRequest, Size
 from core.result import InferenceResult
 
@@ -93,8 +93,10 @@ class ImageIntake:
         self.codec.close()
         self._guarded.close()
 
-    async def load(self, sources: Sequence[ImageSource]) -> tuple[Image, ...]:
+    async def load(self, sources: Sequence[ImageSource], max_pixels: int | None = None) -> tuple[Image, ...]:
         """Images in the order of ``sources``. Raises ``RequestError`` that names the field at fault.
+
+        max_pixels: of all of them together.
 
         All pictures of a request are decoded in one call to the pool: at most as many requests as it
         has threads hold decoded pixels that no queue accounts for.
@@ -102,7 +104,19 @@ class ImageIntake:
         with self.budget.lease() as lease:
             if any(_is_url(source.content) for source in sources):
                 sources = await self._fetched(sources, lease)
-            return await self.codec.admit(partial(_decode_all, sources, self.limits))
+            return await self.codec.admit(partial(_decode_all, sources, self.limits, max_pixels))
+
+    async def load_within(
+        self, sources: Sequence[ImageSource], seconds: float | None, max_pixels: int
+    ) -> tuple[Image, ...]:
+        """As ``load``; raises ``ExecutionError`` ``deadline_exceeded`` when it takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.load(sources, max_pixels)
+        except TimeoutError:
+            raise ExecutionError(
+                "deadline_exceeded", "the request's timeout passed before its pictures were read"
+            ) from None
 
     async def encode(
         self, image: Image, image_format: ImageFormat, size: Size, quality: int | None = None
@@ -195,8 +209,10 @@ def _is_url(content: str | LongText | bytes) -> TypeGuard[str]:
     return isinstance(content, str) and "://" in content[:64] and content[:5].lower() != "data:"
 
 
-def _decode_all(sources: Sequence[ImageSource], limits: ImageLimits) -> tuple[Image, ...]:
-    images = []
+def _decode_all(
+    sources: Sequence[ImageSource], limits: ImageLimits, max_pixels: int | None
+) -> tuple[Image, ...]:
+    images: list[Image] = []
     for source in sources:
         try:
             content = source.content
@@ -204,4 +220,10 @@ def _decode_all(sources: Sequence[ImageSource], limits: ImageLimits) -> tuple[Im
             images.append((decode_mask if source.transparent else decode)(data, limits))
         except RequestError as error:
             raise RequestError(error.code, error.message, param=source.param) from None
+        if max_pixels is not None and sum(one.width * one.height for one in images) > max_pixels:
+            raise RequestError(
+                "image_too_large",
+                f"the images are over the limit of {max_pixels} pixels together; send fewer or smaller ones",
+                param=source.param,
+            )
     return tuple(images)

@@ -26,6 +26,14 @@ def forget(db: sqlite3.Connection, limits: StoreLimits, now: float) -> bool:
     return _AT_ONCE in (len(old), len(heavy))
 
 
+def drop(db: sqlite3.Connection, owner: str, id: str, limits: StoreLimits, now: float) -> None:
+    """Forget one job at its owner's wish, unless it is live; its webhook, where one is owed, goes with it."""
+    found = db.execute(
+        "SELECT seq FROM job WHERE id = ? AND owner = ? AND finished IS NOT NULL", (id, owner)
+    ).fetchall()
+    _drop(db, [seq for (seq,) in found], limits, now)
+
+
 def _over_weight(db: sqlite3.Connection, limits: StoreLimits) -> list[int]:
     jobs, size = db.execute(
         f"SELECT count(*), coalesce(sum(size), 0) FROM job WHERE finished IS NOT NULL AND {_TOLD}"

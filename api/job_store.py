@@ -116,6 +116,12 @@ class JobStore:
         """The job after it; one that had ended stays as it was. Raises as ``get`` does."""
         return await self._write(partial(job_table.cancel, owner=owner, id=id, now=self.clock()))
 
+    async def drop(self, owner: str, id: str) -> None:
+        """Forget a job that has ended; one that has not, or is not there, stays as it is."""
+        await self._write(
+            partial(job_retention.drop, owner=owner, id=id, limits=self.limits, now=self.clock())
+        )
+
     async def retried(self) -> int:
         """Jobs that are kept, of everybody, and were begun more than once."""
         return await self._read(job_lookup.retried)

@@ -1,7 +1,7 @@
 """What balancers, platforms and people ask about this process; none of it waits for a model."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.requests import Request
@@ -10,10 +10,12 @@ from starlette.responses import Response
 from api.dialect import Endpoint, Services
 from api.errors import headers_of
 from api.health_words import body_of
+from api.vision_kinds import kinds_of
 from api.welcome import page
 from core.errors import CapacityError
 from core.service import Health
 
+VERSION: Final = "0.1.0"  # of pyproject.toml, which a checkout that runs has not installed
 Answering = Callable[[], Awaitable[Response]]
 
 
@@ -89,17 +91,22 @@ class Probes:
         return _json(
             {
                 "service": "batchmux",
-                "message": "batchmux makes and edits images",
+                "message": "batchmux makes, edits and looks at images",
                 "status": state.state,
                 "model": self._catalog.default.name,
                 "models": models,
+                "version": VERSION,
                 "docs": "/docs",
             }
         )
 
     def health(self, profile: str) -> Answering:
         async def answer() -> Response:
-            return _json(body_of(profile, self._health(), self._stats().models.memory))
+            health = self._health()
+            body = body_of(profile, health, self._stats().models.memory)
+            if profile == "vision":  # its clients know kinds of models, and not their names
+                body["loaded_models"] = kinds_of(self._catalog, health.loaded)
+            return _json(body)
 
         return answer
 

@@ -46,7 +46,7 @@ def read(body: object) -> Envelope:
         raise RequestError("invalid_parameter", "policy.lowPriority must be true or false", param="policy")
     return Envelope(
         input=body["input"],
-        webhook=_webhook(body.get("webhook")),
+        webhook=webhook_of(body.get("webhook")),
         ttl=_seconds(policy, "ttl", _USUAL_TTL),
         execution_timeout=_seconds(policy, "executionTimeout", _USUAL_EXECUTION),
     )
@@ -81,8 +81,8 @@ def _seconds(policy: Mapping[str, object], name: str, usual: float) -> float:
     return value / 1000
 
 
-def _webhook(value: object) -> str | None:
-    """Whether its address may be called is seen when it is: names change theirs."""
+def webhook_of(value: object) -> str | None:
+    """A URL or nothing. Whether its address may be called is seen when it is: names change theirs."""
     if value is None or value == "":
         return None
     try:

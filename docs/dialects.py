@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, the repository is not
 
-from api import automatic1111_fields, hugging_face_fields, openai_fields  # noqa: E402 - after the path
+from api import automatic1111_fields, hugging_face_fields, openai_fields, vision_models  # noqa: E402 - after the path
 
 PAGE = ROOT / "docs/dialects.md"
 HEAD = """# Fields without effect
@@ -47,6 +47,7 @@ def page() -> str:
         "Hugging Face": ignored(hugging_face_fields.IGNORED),
         "AUTOMATIC1111, `txt2img` and `img2img`": fields,
         "AUTOMATIC1111, `options` and `override_settings`": settings,
+        "Vision, `models/load`": ignored(vision_models.IGNORED),
         "RunPod and flat, beside `input`": ignored({"id": "the queue gives a job its own"}),
     }
     return HEAD + "".join(f"\n## {title}\n\n{table(rows)}" for title, rows in sections.items())

@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 
 import orjson
 
-from api import runpod_queue
+from api import runpod_queue, vision_jobs
 from api.body import parse_json
 from api.fetch import GuardedFetch
 from api.job_record import JobOutcome, JobRecord, StoreLimits
@@ -21,9 +21,9 @@ _GB = 10**9
 
 @contextmanager
 def durable_jobs(
-    settings: Settings, execution: Execution, *, concurrency: int
+    settings: Settings, execution: Execution, vision: Work, *, concurrency: int
 ) -> Iterator[JobService | None]:
-    """See ``api.job_service.job_service``."""
+    """See ``api.job_service.job_service``. vision: carries out the jobs of the vision routes."""
     secret = settings.webhook_secret
     client = GuardedFetch(max_bytes=MIB, timeout=_WEBHOOK_SECONDS, allow_hosts=settings.fetch_allow_hosts)
     keeping = job_service(
@@ -33,8 +33,8 @@ def durable_jobs(
             keep_seconds=settings.keep_jobs_hours * 3600,
             keep_bytes=int(settings.keep_jobs_gb * _GB),
         ),
-        {runpod_queue.DIALECT: runpod_work(execution)},
-        {runpod_queue.DIALECT: runpod_queue.webhook_body},
+        {runpod_queue.DIALECT: runpod_work(execution), vision_jobs.DIALECT: vision},
+        {runpod_queue.DIALECT: runpod_queue.webhook_body, vision_jobs.DIALECT: vision_jobs.webhook_body},
         post=client.post,
         secret=secret_of(secret.get_secret_value()) if secret is not None else None,
         concurrency=concurrency,

@@ -7,6 +7,7 @@ import orjson
 
 from api.flat import FALLBACK_PROMPT, FlatDialect
 from api.passthrough import Passthrough, is_openai
+from api.vision_tasks import VisionTasks, is_vision
 from core.errors import RequestError
 from core.result import OnProgress
 from core.service import Submit
@@ -15,7 +16,7 @@ from serverless.output import OutputGuard, within
 
 
 class Execution:
-    """passthrough: of OpenAI requests; None where none are served."""
+    """passthrough: of OpenAI requests; vision: of those to vision models. None where none are served."""
 
     def __init__(
         self,
@@ -23,11 +24,13 @@ class Execution:
         dialect: FlatDialect,
         guard: OutputGuard,
         passthrough: Passthrough | None = None,
+        vision: VisionTasks | None = None,
     ) -> None:
         self._submit = submit
         self._dialect = dialect
         self._guard = guard
         self._passthrough = passthrough
+        self._vision = vision
 
     async def __call__(
         self,
@@ -52,13 +55,20 @@ class Execution:
                     param="openai_route",
                 )
             answer = await self._passthrough(given, self._submit, on_progress, id=request_id, arrived=arrived)
-            value: dict[str, Any] = orjson.loads(within(self._guard.limit, answer))
-            return value
+            return _value(within(self._guard.limit, answer))
+        if self._vision is not None and is_vision(given):
+            answer = await self._vision(given, self._submit, on_progress, id=request_id, arrived=arrived)
+            return _value(within(self._guard.limit, answer))
         asked = await self._dialect.parse(
             given, id=request_id, prompt_fallback=FALLBACK_PROMPT, arrived=arrived
         )
         result = await self._submit(asked.request, on_progress)
         return await self._guard(asked, result, job_id, bucket)
+
+
+def _value(answer: bytes) -> dict[str, Any]:
+    value: dict[str, Any] = orjson.loads(answer)
+    return value
 
 
 def _input(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from api.intake import ImageIntake, IntakeOptions
 from api.openai_fields import Edit, Generation
 from api.openai_images import OpenAIImages
 from api.passthrough import Passthrough
+from api.vision_jobs import vision_work
+from api.vision_tasks import VisionTasks
 from core.catalog import Catalog
 from core.errors import CapacityError, ServingError
 from core.result import Progress
@@ -98,19 +100,19 @@ class Modes:
         on_listening: Callable[[], object],
         counts: tuple[Callable[[], BatchingCounts], Callable[[], ModelCounts]],
         progress: Callable[[str], Progress | None],
-        purge: Callable[[str | None], Future[tuple[int, int]]],
+        memory: tuple[Callable[[str], Future[None]], Callable[[str | None], Future[tuple[int, int]]]],
     ) -> None:
         """Serve HTTP until SIGTERM and the drain after it.
 
         on_listening: starts what would only slow the start down, once connections are accepted.
         counts:       what the mux and the models have counted, for /metrics.
-        purge: throws a model, or all, out of memory; see ``api.dialect.Purge``.
+        memory: loads a model, and throws one or all out; see ``api.dialect.Load`` and ``Purge``.
         """
         from api.app import create_app
         from api.metrics import Metrics
         from api.server import ServerOptions, serve
 
-        settings = self.settings
+        settings, (load, purge) = self.settings, memory
         for warning in access.warnings(settings):
             log.warning(warning)
         tracing = _tracing(settings.otel_exporter_otlp_endpoint)
@@ -128,7 +130,8 @@ class Modes:
                 keep_bytes=int(settings.keep_files_gb * 10**9),
             )
         )
-        with durable_jobs(settings, self._execution(submit), concurrency=self._slots) as jobs:
+        seen = vision_work(self._services(submit, max_answer_bytes=settings.max_answer_mb * MIB))
+        with durable_jobs(settings, self._execution(submit), seen, concurrency=self._slots) as jobs:
             app = create_app(
                 submit,
                 self.catalog,
@@ -143,6 +146,9 @@ class Modes:
                     profile=settings.api_profile,
                     log_prompts=settings.log_prompts,
                     metrics_enabled=settings.metrics_enabled,
+                    max_vision_images=settings.max_vision_images,
+                    max_request_pixels=settings.max_request_pixels,
+                    max_answer_bytes=settings.max_answer_mb * MIB,
                 ),
                 intake=self.intake,
                 admit=admit,
@@ -150,6 +156,7 @@ class Modes:
                 metrics=metrics,
                 progress=progress,
                 purge=lambda name: asyncio.wrap_future(purge(name)),
+                load=lambda name: asyncio.wrap_future(load(name)),
                 stats=stats,
                 access=access.options(settings),
                 tracing=tracing,
@@ -190,29 +197,39 @@ class Modes:
         bucket = Bucket.of_settings(settings)
         chosen = {_host(bucket.endpoint)} if bucket else set[str]()
         uploads = GuardedFetch(max_bytes=MIB, timeout=60, allow_hosts=settings.fetch_allow_hosts | chosen)
-        guard = OutputGuard(dialect.render_output, int(settings.max_output_mb * MB), bucket, uploads.put)
-        return Execution(submit, dialect, guard, self._openai(submit))
+        limit = int(settings.max_output_mb * MB)
+        guard = OutputGuard(dialect.render_output, limit, bucket, uploads.put)
+        services = self._services(submit, max_answer_bytes=limit)
+        return Execution(submit, dialect, guard, _openai(services), VisionTasks(services))
 
-    def _openai(self, submit: Submit) -> Passthrough:
-        """OpenAI's requests as jobs; they carry their pictures, for a worker of the queue has no address."""
+    def _services(self, submit: Submit, *, max_answer_bytes: int) -> Services:
+        """For dialects whose requests come as jobs; nobody is refused here, and no address is given away."""
         settings = self.settings
-        services = Services(
+        return Services(
             submit=submit,
             catalog=self.catalog,
             health=lambda: Health(state="ready", model=self.catalog.default.name),
             options=ApiOptions(
-                output_format=settings.output_format, timeout=settings.request_timeout_seconds
+                output_format=settings.output_format,
+                timeout=settings.request_timeout_seconds,
+                max_vision_images=settings.max_vision_images,
+                max_request_pixels=settings.max_request_pixels,
+                max_answer_bytes=max_answer_bytes,
             ),
             intake=self.intake,
             admit=lambda: None,
             files=FileStore(FileOptions(folder=settings.data_dir)),
         )
-        return Passthrough(
-            {
-                "/v1/images/generations": OpenAIImages(services, Generation),
-                "/v1/images/edits": OpenAIImages(services, Edit),
-            }
-        )
+
+
+def _openai(services: Services) -> Passthrough:
+    """OpenAI's requests as jobs; they carry their pictures, for a worker of the queue has no address."""
+    return Passthrough(
+        {
+            "/v1/images/generations": OpenAIImages(services, Generation),
+            "/v1/images/edits": OpenAIImages(services, Edit),
+        }
+    )
 
 
 def cannot_start(error: Exception, *, serving: bool) -> int:

@@ -11,6 +11,8 @@ from variables.combinations import refused_combinations
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 MIB = 2**20
 GIB = 2**30
+HUB_FOLDERS = frozenset({"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"})
+ROOT_FOLDER_HUB = "content/hf_cache/hub"
 EightBit = Literal["auto", "bitsandbytes", "torchao-int8", "torchao-fp8", "fp8-layerwise"]
 
 
@@ -35,6 +37,11 @@ class ModelSettings(BaseSettings):
         None,
         validation_alias=AliasChoices("hf_hub_cache", "huggingface_hub_cache"),
         description="folder of downloaded checkpoints (default: HF_HOME/hub)",
+    )
+    hf_root_folder: UserPath | None = Field(
+        None,
+        description="folder of an older vision server: checkpoints lie in its content/hf_cache/hub, unless "
+        "HF_HUB_CACHE or HF_HOME says otherwise",
     )
     hf_home: UserPath = Field(
         Path("~/.cache/huggingface"), validate_default=True, description="home of the model hub's client"

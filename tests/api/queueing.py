@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api import runpod_queue
+from api import runpod_queue, vision_jobs
+from api.app import ApiOptions
+from api.dialect import Services
+from api.files import FileOptions, FileStore
 from api.flat import FlatDialect
 from api.gate import AccessOptions
 from api.intake import ImageIntake
 from api.job_record import StoreLimits
 from api.job_service import JobService, job_service
 from api.passthrough import Passthrough
+from api.vision_jobs import vision_work
+from api.vision_tasks import VisionTasks
 from api.webhooks import Post
+from core.catalog import Catalog
 from core.request import InferenceRequest
-from core.service import Submit
+from core.service import Health, Submit
 from serverless.durable import runpod_work
 from serverless.execution import Execution
 from serverless.output import OutputGuard
@@ -76,6 +82,19 @@ class Queue:
         return self.painter.entered.get(timeout=10)
 
 
+def seeing(submit: Submit, intake: ImageIntake, catalog: Catalog) -> Services:
+    """What the jobs of vision models stand on."""
+    return Services(
+        submit=submit,
+        catalog=catalog,
+        health=lambda: Health(state="ready", model=catalog.default.name),
+        options=ApiOptions(),
+        intake=intake,
+        admit=lambda: None,
+        files=FileStore(FileOptions(folder=Path("never made"))),
+    )
+
+
 @contextmanager
 def queueing(
     folder: Path,
@@ -86,22 +105,26 @@ def queueing(
     passthrough: Passthrough | None = None,
     output_limit: int = 18_000_000,
     concurrency: int = 4,
+    catalog: Catalog = CATALOG,
+    api: ApiOptions | None = None,
     access: AccessOptions | None = None,
 ) -> Iterator[Queue]:
     def keeping(submit: Submit, intake: ImageIntake) -> AbstractContextManager[JobService | None]:
-        flat = FlatDialect(catalog=CATALOG, intake=intake, timeout=600)
+        flat = FlatDialect(catalog=catalog, intake=intake, timeout=600)
         guard = OutputGuard(flat.render_output, output_limit, None, no_upload)
+        services = seeing(submit, intake, catalog)
+        execution = Execution(submit, flat, guard, passthrough, VisionTasks(services))
         return job_service(
             folder,
             limits or StoreLimits(min_free_bytes=0),
-            {runpod_queue.DIALECT: runpod_work(Execution(submit, flat, guard, passthrough))},
-            {runpod_queue.DIALECT: runpod_queue.webhook_body},
+            {runpod_queue.DIALECT: runpod_work(execution), vision_jobs.DIALECT: vision_work(services)},
+            {runpod_queue.DIALECT: runpod_queue.webhook_body, vision_jobs.DIALECT: vision_jobs.webhook_body},
             post=post,
             secret=secret,
             concurrency=concurrency,
         )
 
-    with serving(keeping=keeping, access=access) as served:
+    with serving(api, keeping=keeping, catalog=catalog, access=access) as served:
         yield Queue(served)
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image as Pillow
 
 from api.app import AccessOptions, ApiOptions, create_app
-from api.dialect import Purge, nothing_to_purge
+from api.dialect import Load, Purge, nothing_to_load, nothing_to_purge
 from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
 from api.job_service import JobService
@@ -35,6 +35,8 @@ from core.result import InferenceResult, OnProgress, Progress
 from core.service import Health, Submit
 from core.spec import PipelineSpec
 from core.stats import Stats
+from core.vision import Findings
+from tests.api.findings import found_in
 
 if TYPE_CHECKING:
     from api.tracing import Tracing
@@ -107,11 +109,16 @@ class Painter:
             on_progress(Progress(state="running", step=step + 1, steps=request.steps, preview=small))
         if self.fault is not None:
             raise self.fault
+        if request.ask is not None:
+            return self._answer(request, found_in(request))
         width, height = request.canvas
         pixels = os.urandom(width * height * 3) if self.noise else paint(request.seed) * (width * height)
+        return self._answer(request, Image(pixels=pixels, width=width, height=height))
+
+    def _answer(self, request: InferenceRequest, output: Image | Findings) -> InferenceResult:
         return InferenceResult(
             id=request.id,
-            output=Image(pixels=pixels, width=width, height=height),
+            output=output,
             model=request.model,
             seed=request.seed,
             steps=request.steps,
@@ -207,6 +214,7 @@ def serving(
     catalog: Catalog = CATALOG,
     tracing: "Tracing | None" = None,
     purge: Purge = nothing_to_purge,
+    load: Load = nothing_to_load,
     progress: Callable[[str], Progress | None] = lambda job_id: None,
 ) -> Iterator[Served]:
     """The application under its real server, in a thread of its own; ``keeping`` opens a job store."""
@@ -239,6 +247,7 @@ def serving(
             tracing=tracing,
             progress=progress,
             purge=purge,
+            load=load,
         )
 
         def on_listening() -> None:

@@ -114,7 +114,7 @@ def test_the_health_check(client: Callable[..., InferenceClient], fresh: Served)
         ("text-to-image", lambda client: client.text_to_image(" "), 422, "inputs is empty; say what to do"),
         ("image-to-image", lambda client: client.image_to_image(b"GIF89a?"), 422, "the image cannot be read"),
         (
-            "object-detection",
+            "text-generation",
             lambda client: client.text_to_image("x"),
             404,
             "known: text-to-image, image-to-image",

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
-from api import runpod_queue
+from api import runpod_queue, vision_jobs
 from api.app import ApiOptions, create_app
 from api.budget import Lease
 from api.files import FileOptions, FileStore
@@ -25,13 +25,15 @@ from api.intake import ImageIntake, IntakeOptions
 from api.job_record import StoreLimits
 from api.job_service import JobService, job_service
 from api.metrics import Metrics
+from api.vision_jobs import vision_work
 from core.catalog import Catalog
 from core.service import Submit
 from core.stats import Stats
 from serverless.durable import runpod_work
 from serverless.execution import Execution
 from serverless.output import OutputGuard
-from tests.api.queueing import no_post, no_upload
+from tests.api.findings import SEERS
+from tests.api.queueing import no_post, no_upload, seeing
 from tests.api.serving import ARTIST, PAINTER, Painter, Probe, Served, png, serving
 
 load_all_checks()
@@ -42,7 +44,7 @@ WANTED = CHECKS.get_by_names(
     ]
 )
 # The default can do everything, so that few bodies are refused for what they lack.
-ROWS = Catalog([ARTIST, PAINTER], default="artist")
+ROWS = Catalog([ARTIST, PAINTER, *SEERS], default="artist")
 EXAMPLES = 600  # of all routes together: some twenty seconds of one core
 
 
@@ -83,8 +85,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         return job_service(
             folder,
             StoreLimits(min_free_bytes=0),
-            {runpod_queue.DIALECT: work},
-            {runpod_queue.DIALECT: runpod_queue.webhook_body},
+            {runpod_queue.DIALECT: work, vision_jobs.DIALECT: vision_work(seeing(submit, intake, ROWS))},
+            {runpod_queue.DIALECT: runpod_queue.webhook_body, vision_jobs.DIALECT: vision_jobs.webhook_body},
             post=no_post,
             secret=None,
             concurrency=4,
