@@ -55,9 +55,18 @@ def asks(slug: str, number: int) -> dict[str, Any]:
     return {}
 
 
-def call(slug: str, number: int, size: tuple[int, int] | None = None, kind: str = "PNG") -> Call:
-    shown = picture(number, size or SIZES[number % len(SIZES)], kind)
+def call(slug: str, number: int) -> Call:
+    shown = picture(number, SIZES[number % len(SIZES)])
     return Call(slug, json.dumps({"images": [shown], **asks(slug, number)}).encode())
+
+
+def described(slug: str, *, shown: int, words: int, size: tuple[int, int], **more: Any) -> Call:
+    """As the service's first clients ask: a JPEG, the usual thresholds, the usual form of an answer.
+
+    shown: number of the picture. words: of what is looked for.
+    """
+    fields = {} if slug not in ("sam3", "grounding-dino") else {"prompts": asks(slug, words)["prompts"]}
+    return Call(slug, json.dumps({"images": [picture(shown, size, "JPEG")], **fields, **more}).encode())
 
 
 def faults() -> list[Call]:
