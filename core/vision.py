@@ -80,6 +80,14 @@ TASK_OF: dict[type[Ask], Task] = {
     Embed: Task.EMBED,
 }
 
+# For a model that is tried before anyone asks it something.
+PLAINEST: dict[Task, Ask] = {
+    Task.SEGMENT: Segment(prompts=(SegmentPrompt(text="thing"),)),
+    Task.DETECT: Detect(labels=("thing",)),
+    Task.DEPTH: Depth(),
+    Task.EMBED: Embed(),
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mask:

@@ -18,6 +18,7 @@ from pipelines.vision_loading import VisionLoader
 _MODELS = {"dinov3_vit": DINOv3ViTModel, "dinov3_convnext": DINOv3ConvNextModel}
 # Of ImageNet; source: IMAGENET_DEFAULT_MEAN and _STD of transformers' image_utils.py.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CPU = torch.device("cpu")
 
 
 def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> "DINOv3":
@@ -31,7 +32,7 @@ class DINOv3(OneForward[Tensor, Tensor]):
         self._model = model
 
     def read(self, request: InferenceRequest) -> Tensor:
-        return preprocess(request.images[0], request.canvas).to(self.device)
+        return preprocess(request.images[0], request.canvas, self.device)
 
     def forward(self, requests: Sequence[InferenceRequest], inputs: Sequence[Tensor]) -> list[Tensor]:
         tokens = self._model(pixel_values=torch.stack(list(inputs))).last_hidden_state
@@ -58,12 +59,14 @@ class DINOv3(OneForward[Tensor, Tensor]):
         return int(4 * 2 ** (len(config.depths) - 1))  # a stem of 4 and a halving before each further stage
 
 
-def preprocess(image: Image, size: Size) -> Tensor:
-    """float32 [3, height, width], normalised.
+def preprocess(image: Image, size: Size, device: torch.device = _CPU) -> Tensor:
+    """float32 [3, height, width], normalised; made on the device, which gets the picture's bytes.
 
-    Scaled before it is resized, unlike most. Source: DINOv3ViTImageProcessor of transformers.
+    Not rounded between resizing and normalising, unlike most: upstream scales first, and to scale the smaller
+    of the two comes to the same. Source: DINOv3ViTImageProcessor of transformers.
     """
-    pixels = torch.from_numpy(array(image).copy()).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(array(image).copy()).to(device).permute(2, 0, 1)[None].float()
     width, height = size
     resized = interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
-    return (resized - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD))
+    return (resized / 255 - mean) / std

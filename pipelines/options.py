@@ -72,7 +72,7 @@ class ModelOptions:
     condition_cache_bytes: per loaded model; 0 is off.
     adapters: LoRAs that a request may ask for: id to a file's path, or ``owner/name/file.safetensors``.
     max_adapters: kept loaded per model.
-    warm_up: output sizes run once before the default model counts as ready.
+    warm_up: sizes run once before the default model counts as ready: of outputs, or of pictures looked at.
     """
 
     model_dir: Path | None = None

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 
 from core.errors import DeviceLost, ServingError
-from core.request import Image, Task
+from core.request import Image, InferenceRequest, Task
 from core.service import Submit
 from core.spec import PipelineSpec
+from core.vision import PLAINEST
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +39,30 @@ def checks(
 
     async def warm_up_succeeds() -> None:
         if weights.exception() is None:
-            grey = Image(pixels=b"\x80" * (3 * 64 * 64), width=64, height=64, digest="warm-up")
-            edits = Task.EDIT in spec.tasks
-            request = spec.request(
-                id="warm-up",
-                task=Task.EDIT if edits else Task.GENERATE,
-                prompt="warm-up",
-                images=(grey,) if edits else (),
-                width=spec.min_side,
-                height=spec.min_side,
-                steps=WARM_UP_STEPS,
-                cfg=1.0,
-                seed=0,
-                timeout=warm_up_seconds,
-            )
+            request = _smallest(spec, warm_up_seconds)
             await _unless_permanent(submit(request))
 
     return [weights_are_loaded, warm_up_succeeds]
+
+
+def _smallest(spec: PipelineSpec, timeout: float) -> InferenceRequest:
+    grey = Image(pixels=b"\x80" * (3 * 64 * 64), width=64, height=64, digest="warm-up")
+    if spec.vision is not None:
+        task = min(spec.tasks)
+        return spec.look(id="warm-up", image=grey, ask=PLAINEST[task], timeout=timeout)
+    edits = Task.EDIT in spec.tasks
+    return spec.request(
+        id="warm-up",
+        task=Task.EDIT if edits else Task.GENERATE,
+        prompt="warm-up",
+        images=(grey,) if edits else (),
+        width=spec.min_side,
+        height=spec.min_side,
+        steps=WARM_UP_STEPS,
+        cfg=1.0,
+        seed=0,
+        timeout=timeout,
+    )
 
 
 async def _unless_permanent(work: Awaitable[object]) -> None:

@@ -85,7 +85,9 @@ class ModelSettings(BaseSettings):
         None, description="commit, tag or branch of the default model's repository, instead of its newest"
     )
     warm_up: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
-        (), description="output sizes run once before the default model is ready: 1024x1024,768x1024"
+        (),
+        description="sizes run once before the default model is ready: 1024x1024,768x1024; of pictures that "
+        "are made, or that a vision model looks at",
     )
 
     # Few-step forms and LoRAs

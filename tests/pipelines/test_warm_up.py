@@ -1,5 +1,6 @@
 """Sizes run inside the load: who asks first must not pay for the first time."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 
 from core.catalog import Catalog
-from core.errors import CapacityError, OutOfDeviceMemory
-from core.request import InferenceRequest, Task
+from core.errors import CapacityError, ExecutionError, OutOfDeviceMemory
+from core.request import Image, InferenceRequest, Task
 from core.spec import PipelineSpec
-from pipelines import warm_up
+from core.vision import Depth, Detect, Embed, Segment
+from pipelines import dinov3, warm_up
 from pipelines.checkpoint import Found
 from pipelines.manager import ModelManager
 from pipelines.options import LoadedPipeline, ModelOptions, Report, Silent, Tuning
@@ -47,6 +49,12 @@ class Noted:
 
 def load_noted(spec: PipelineSpec, options: ModelOptions, report: Report) -> Noted:
     MADE.append(Noted(load_edit_plus(spec, options, report)))
+    return MADE[-1]
+
+
+def load_seeing(spec: PipelineSpec, options: ModelOptions, report: Report) -> Noted:
+    module, _, function = catalog(spec.name).default.factory.partition(":")
+    MADE.append(Noted(getattr(importlib.import_module(module), function)(spec, options, report)))
     return MADE[-1]
 
 
@@ -104,6 +112,61 @@ def test_every_task_of_a_row_is_warmed() -> None:
         (Task.GENERATE, 0),
         (Task.EDIT, 1),
     ]
+
+
+VISION = {
+    "pocket-sam3": Segment,
+    "pocket-grounding-dino": Detect,
+    "pocket-depth": Depth,
+    "pocket-dinov3": Embed,
+}
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_vision_model_looks_at_a_picture_of_each_size(name: str, options: ModelOptions) -> None:
+    """A size is the caller's: how large the picture enters the model is the row's affair."""
+    sizes = ((64, 48), (40, 90))
+    row = replace(catalog(name).default, factory=f"{__name__}:load_seeing")
+    ModelManager(Catalog([row], row.name), replace(options, warm_up=sizes), has_gpu=lambda: False).acquire(
+        name
+    )
+    made = MADE[-1]
+    looks = [look for batch in made.prepared for look in batch]
+    assert [look.size for look in looks] == list(sizes)
+    assert [type(look.ask) for look in looks] == [VISION[name]] * 2
+    assert (made.stepped, made.decoded) == (2, 2)
+
+
+def test_a_vision_model_is_never_compiled_and_so_not_run_in_many_forms() -> None:
+    """COMPILE is of models that make pictures."""
+    row = catalog("pocket-dinov3").default
+    assert warm_up.requests(row, ModelOptions(tuning=Tuning(compile=True))) == []
+    options = ModelOptions(warm_up=((64, 48),), tuning=Tuning(compile=True))
+    assert [len(batch) for batch in warm_up.requests(row, options)] == [1]
+
+
+def test_a_picture_that_was_warmed_is_nobodys(options: ModelOptions) -> None:
+    """What a model remembers of a picture must not be taken for another of the same size."""
+    row = catalog("pocket-sam3").default
+    batches = warm_up.requests(row, replace(options, warm_up=((64, 48), (48, 64))))
+    assert len({look.images[0].digest for batch in batches for look in batch}) == 2
+
+
+class Silenced(Noted):
+    """Answers with a picture where findings were asked for."""
+
+    def decode(self, states: Sequence[Any]) -> list[Any]:
+        grey = Image(pixels=bytes(3), width=1, height=1)
+        return [replace(result, output=grey) for result in super().decode(states)]
+
+
+def test_findings_of_another_kind_fail_the_load(options: ModelOptions) -> None:
+    """Of a row whose factory makes another model."""
+    row = catalog("pocket-dinov3").default
+    broken = Silenced(dinov3.load(row, options, Silent()))
+    batches = warm_up.requests(row, ModelOptions(warm_up=((64, 48),)))
+    with pytest.raises(ExecutionError, match="did not give what it asked for"):
+        warm_up.run(broken, batches, Silent())
 
 
 def test_nothing_configured_is_nothing_run(spec: PipelineSpec) -> None:

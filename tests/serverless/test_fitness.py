@@ -12,6 +12,8 @@ from core.request import InferenceRequest, Task
 from core.result import InferenceResult, OnProgress
 from core.service import port
 from core.spec import PipelineSpec
+from core.vision import PLAINEST
+from core.vision_spec import VisionSpec
 from serverless.fitness import checks
 from tests.serverless.painting import SPEC, PaintingPipeline, painted
 
@@ -59,6 +61,16 @@ def test_a_model_that_edits_nothing_is_warmed_up_by_a_text() -> None:
     run(port, spec=replace(SPEC, tasks=frozenset({Task.GENERATE})))
     (request,) = port.requests
     assert (request.task, request.images) == (Task.GENERATE, ())
+
+
+@pytest.mark.parametrize("task", PLAINEST)
+def test_a_vision_model_is_warmed_up_by_a_look(task: Task) -> None:
+    """It makes no picture: asked for one, it would end every worker before its first job."""
+    port = Port()
+    run(port, spec=replace(SPEC, tasks=frozenset({task}), vision=VisionSpec(fit="square", side=64)))
+    (request,) = port.requests
+    assert (request.task, request.size) == (task, (64, 64))
+    assert request.ask is not None
 
 
 def test_a_model_that_cannot_load_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
