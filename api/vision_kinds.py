@@ -34,8 +34,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     for kind in (
         Kind("sam3", "sam3", Task.SEGMENT, Sam3Body, "Masks of every instance of what is named"),
         Kind(
-            *("grounding_dino", "grounding-dino", Task.DETECT, GroundingDinoBody),
-            "Boxes around what is named",
+            "grounding_dino", "grounding-dino", Task.DETECT, GroundingDinoBody, "Boxes around what is named"
         ),
         Kind("depth_anything", "depth-anything", Task.DEPTH, DepthAnythingBody, "How far everything is"),
         Kind("dinov3", "dinov3", Task.EMBED, Dinov3Body, "Features of pictures and their patches"),
