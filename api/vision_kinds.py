@@ -57,11 +57,6 @@ def find(catalog: Catalog, name: str | None, task: Task) -> PipelineSpec:
     return spec
 
 
-def shown(spec: PipelineSpec) -> str:
-    """The hub id, by which this service's clients know models, where there is one."""
-    return spec.source if "/" in spec.source and spec.source in spec.names else spec.name
-
-
 def kinds_of(catalog: Catalog, names: Sequence[str]) -> list[str]:
     """The kinds of which one of these models is."""
     tasks = {task for spec in catalog if spec.name in names for task in spec.tasks}

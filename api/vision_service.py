@@ -16,7 +16,7 @@ from api.fields import FAULTS, as_fault, body_of, checked, worded
 from api.intake import ImageSource
 from api.route import Route
 from api.vision_fields import MaskFormat, Sam3Body, VisionBody, fault
-from api.vision_kinds import KINDS, Kind, find, shown
+from api.vision_kinds import KINDS, Kind, find
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest
 from core.result import InferenceResult
@@ -89,7 +89,7 @@ class VisionService:
             kind=self._kind,
             body=body,
             requests=await self._requests(body, spec, arrival),
-            model=shown(spec),
+            model=spec.model_id,
             started=arrival.started,
             mask_format=given or self._mask_format,
             render=self._renders(body, arrival),
