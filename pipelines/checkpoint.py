@@ -82,7 +82,7 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
     if options.model_dir is not None:
         if not options.model_dir.is_dir():
             raise CapacityError(
-                "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
+                "not_ready", "MODEL_DIR is not a folder; name that of a checkpoint", retryable=False
             )
         return options.model_dir
     if spec.source.startswith("builtin:"):

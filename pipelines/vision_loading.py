@@ -45,7 +45,7 @@ class VisionLoader:
         transformers.utils.logging.disable_progress_bar()
         self._report = report
         self.device = pick_device()
-        plan = choose_whole(describe(self.device), options.precision, ranks=ranks)
+        plan = choose_whole(describe(self.device), options.precision, options.tuning, ranks=ranks)
         self.compute: torch.dtype = getattr(torch, plan.compute)
         self.precision = plan.sentence
         report.stage("checkpoint", 1, 2)
