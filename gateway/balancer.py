@@ -46,6 +46,7 @@ class Standing:
 
     name: str
     outstanding: int = 0
+    work: float = 0.0
     reported: float = 0.0
     failures: int = 0  # in a row
     errors: int = 0  # of them, ERROR: which a probe's good answer does not outweigh
@@ -72,7 +73,7 @@ class Standing:
 
     @property
     def load(self) -> float:
-        return self.outstanding + self.reported
+        return self.work + self.reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Pick:
 
 
 class Balancer:
-    """Fewest requests under way among usable servers, with a discount for those that hold the model."""
+    """Least outstanding work among usable servers, with a discount for those that hold the model."""
 
     def __init__(self, policy: Policy, names: Iterable[str] = ()) -> None:
         self.policy = policy
@@ -149,12 +150,13 @@ class Balancer:
         due = standing.ejected_until is not None
         return standing.resting_until > now, not due, cost, standing.turn
 
-    def begin(self, name: str, now: float, *, model: str | None = None) -> None:
-        """A request goes there."""
+    def begin(self, name: str, now: float, *, model: str | None = None, work: float = 1.0) -> None:
+        """A request goes there; ``work`` in any unit that is the same for all."""
         standing = self._standings[name]
         self._turns += 1
         standing.turn = self._turns
         standing.outstanding += 1
+        standing.work += work
         if standing.ejected_until is not None:
             standing.trial = True
         if model is not None:
@@ -162,12 +164,13 @@ class Balancer:
             if len(standing.used) > 64:
                 del standing.used[min(standing.used, key=standing.used.__getitem__)]
 
-    def end(self, name: str, now: float, outcome: Outcome) -> None:
+    def end(self, name: str, now: float, outcome: Outcome, *, work: float = 1.0) -> None:
         """Its answer is over. A server that was removed meanwhile is not missed."""
         standing = self._standings.get(name)
         if standing is None:
             return
         standing.outstanding = max(0, standing.outstanding - 1)
+        standing.work = max(0.0, standing.work - work) if standing.outstanding else 0.0
         if outcome is Outcome.GOOD:
             standing.failures = standing.errors = standing.trips = 0
             standing.ejected_until, standing.trial = None, False

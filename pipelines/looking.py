@@ -109,7 +109,8 @@ def normalised(pixels: Tensor) -> Tensor:
 
     Source: IMAGENET_DEFAULT_MEAN and _STD of transformers' image_utils.py.
     """
-    return ((pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]).contiguous()
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
+    return ((pixels - mean) / std).contiguous()
 
 
 def finite(values: Tensor, request: InferenceRequest) -> Tensor:

@@ -18,8 +18,7 @@ def test_the_one_with_less_to_do_is_next() -> None:
     balance = balancer()
     balance.begin("a", 0)
     assert balance.pick(0).name == "b"
-    balance.begin("b", 0)
-    balance.begin("b", 0)
+    balance.begin("b", 0, work=5)
     assert balance.pick(0).name == "a"
 
 
