@@ -27,7 +27,7 @@ from variables.profiles import DEFAULTS
 from variables.vision import VisionSettings
 
 
-class Settings(HttpSettings, GatewaySettings, ModelSettings, VisionSettings):
+class Settings(HttpSettings, GatewaySettings, VisionSettings, ModelSettings):
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )

@@ -72,7 +72,7 @@ def create_app(
     """
     app = FastAPI(
         title="batchmux",
-        description="Making and editing images; the requests of different callers share each denoising step.",
+        description="Making, editing and looking at pictures; callers share each forward pass.",
         redirect_slashes=False,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken},
     )

@@ -2,28 +2,13 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, StrictBool, StrictStr, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictStr
 
 from api.hugging_face_fields import IGNORED
-from api.json_fields import STRICT, Number, Picture
+from api.json_fields import STRICT, Picture
+from api.vision_fields import Labels, Part
 
 _Absent: Final = BeforeValidator(lambda value: {} if value is None else value)
-Share = Annotated[Number, Field(ge=0, le=1)]
-
-
-def _labels(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
-        raise ValueError("should be a list of texts")
-    if len(value) > 1000:
-        raise ValueError(f"holds {len(value)} texts, over the limit of 1000; send fewer")
-    return tuple(value)
-
-
-Labels = Annotated[
-    tuple[str, ...],
-    PlainValidator(_labels),
-    WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1}),
-]
 
 
 class Parameters(BaseModel):
@@ -36,13 +21,13 @@ class Parameters(BaseModel):
 
 class LabelParameters(Parameters):
     candidate_labels: Labels | None = Field(None, description="what to look for; else ?candidate_labels=a,b")
-    threshold: Share = Field(0.4, description="least score of a box")
+    threshold: Part = Field(0.4, description="least score of a box")
 
 
 class SegmentationParameters(LabelParameters):
-    threshold: Share = Field(0.5, description="least score of an instance")
-    mask_threshold: Share = Field(0.5, description="least probability of a pixel")
-    overlap_mask_area_threshold: Share | None = Field(
+    threshold: Part = Field(0.5, description="least score of an instance")
+    mask_threshold: Part = Field(0.5, description="least probability of a pixel")
+    overlap_mask_area_threshold: Part | None = Field(
         None, description=f"ignored: {IGNORED['overlap_mask_area_threshold']}"
     )
     subtask: Literal["instance", "panoptic"] | None = Field(

@@ -100,7 +100,7 @@ def listing(catalog: Catalog, created: int) -> dict[str, Any]:
                 "name": spec.name,
                 "family": family(spec),
                 "min_vram_gb": spec.vram_gb or 0.0,
-                "resolution": f"best@{math.isqrt(spec.output_area)}",
+                "resolution": f"best@{spec.vision.side if spec.vision else math.isqrt(spec.output_area)}",
                 "tag": sorted(spec.tasks) + (["lightning"] if spec.lightning_steps else []),
             }
             for spec in catalog

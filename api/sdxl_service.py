@@ -170,7 +170,7 @@ class SdxlService:
             )
         except RequestError as error:
             raise _by_rule(error, params, spec) from None
-        return SdxlCall(request, params.model or _shown(spec), arrival.started)
+        return SdxlCall(request, params.model or spec.model_id, arrival.started)
 
     def _spec(self, name: str | None) -> PipelineSpec:
         if name is None:
@@ -236,11 +236,6 @@ def _by_rule(error: RequestError, params: Params, spec: PipelineSpec) -> Serving
         sentence = f"Max size is {spec.max_side}x{spec.max_side}" if too_large else error.message
         return RuleFault(sentence, f"params.{error.param}")
     return as_fault(error, {"seed": ("params", "seed")})
-
-
-def _shown(spec: PipelineSpec) -> str:
-    """The hub id, by which this service's clients know models, unless it names another row."""
-    return spec.source if spec.source in spec.names and "/" in spec.source else spec.name
 
 
 def _printable(name: str) -> str:

@@ -34,8 +34,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     for kind in (
         Kind("sam3", "sam3", Task.SEGMENT, Sam3Body, "Masks of every instance of what is named"),
         Kind(
-            *("grounding_dino", "grounding-dino", Task.DETECT, GroundingDinoBody),
-            "Boxes around what is named",
+            "grounding_dino", "grounding-dino", Task.DETECT, GroundingDinoBody, "Boxes around what is named"
         ),
         Kind("depth_anything", "depth-anything", Task.DEPTH, DepthAnythingBody, "How far everything is"),
         Kind("dinov3", "dinov3", Task.EMBED, Dinov3Body, "Features of pictures and their patches"),
@@ -56,11 +55,6 @@ def find(catalog: Catalog, name: str | None, task: Task) -> PipelineSpec:
     if task not in spec.tasks:
         raise fault("model_id", f"{spec.name} cannot {task}; {known}")
     return spec
-
-
-def shown(spec: PipelineSpec) -> str:
-    """The hub id, by which this service's clients know models, where there is one."""
-    return spec.source if "/" in spec.source and spec.source in spec.names else spec.name
 
 
 def kinds_of(catalog: Catalog, names: Sequence[str]) -> list[str]:

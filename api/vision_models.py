@@ -12,7 +12,7 @@ from api.control import Control, Work
 from api.dialect import Endpoint, Services
 from api.fields import FAULTS, Wire, body_of, checked
 from api.json_fields import Text
-from api.vision_kinds import KINDS, Kind, find, shown
+from api.vision_kinds import KINDS, Kind, find
 from api.vision_service import refuse
 from core.catalog import Catalog
 from core.errors import RequestError
@@ -126,7 +126,7 @@ def _told(kind: Kind, spec: PipelineSpec | None, health: Health) -> dict[str, An
     model = _in_memory(spec, health)
     return {
         "model_type": kind.name,
-        "model_id": None if spec is None else shown(spec),
+        "model_id": None if spec is None else spec.model_id,
         "device": "cuda" if health.gpu_available else "cpu",
         "loaded": model is not None,
         "memory_mb": None if model is None else round(model.bytes / _MIB, 1),

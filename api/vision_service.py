@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from api.asking import time_left
+from api.asking import STAND_IN, time_left
 from api.body import parse_json
 from api.dialect import Answer, Arrival, Endpoint, Services
 from api.fields import FAULTS, as_fault, body_of, checked, worded
 from api.intake import ImageSource
 from api.route import Route
 from api.vision_fields import MaskFormat, Sam3Body, VisionBody, fault
-from api.vision_kinds import KINDS, Kind, find, shown
+from api.vision_kinds import KINDS, Kind, find
 from core.errors import RequestError, ServingError
-from core.request import Image, InferenceRequest
+from core.request import InferenceRequest
 from core.result import InferenceResult
 from core.spec import PipelineSpec
 from core.vision import Segment
@@ -89,7 +89,7 @@ class VisionService:
             kind=self._kind,
             body=body,
             requests=await self._requests(body, spec, arrival),
-            model=shown(spec),
+            model=spec.model_id,
             started=arrival.started,
             mask_format=given or self._mask_format,
             render=self._renders(body, arrival),
@@ -110,7 +110,7 @@ class VisionService:
             raise fault(*error.args) from None
         if not (isinstance(ask, Segment) and ask.variant == "boxes"):  # boxes need to know the picture
             try:
-                spec.look(id="-", image=_STAND_IN, ask=ask)
+                spec.look(id="-", image=STAND_IN, ask=ask)
             except RequestError as error:
                 raise _as_said(error) from None
         return body
@@ -161,8 +161,11 @@ def refuse(error: ServingError, arrival: Arrival) -> Answer:
     return worded(error, arrival, status=400 if error.code in _UNREADABLE else None)
 
 
-_STAND_IN: Final = Image(pixels=bytes(3), width=1, height=1)
-_PLACES: Final[dict[str, tuple[str, ...]]] = {"labels": ("prompts",), "task": ("model_id",)}
+_PLACES: Final[dict[str, tuple[str, ...]]] = {
+    "labels": ("prompts",),
+    "priors": ("resolve_overlaps",),
+    "task": ("model_id",),
+}
 
 
 def _as_said(error: RequestError) -> ServingError:

@@ -91,7 +91,8 @@ def models() -> Iterator[str]:
         needs = f"{spec.vram_gb:g} GB on a GPU" if spec.vram_gb else "a GPU" if spec.needs_gpu else "no GPU"
         tasks = " and ".join(sorted(spec.tasks))
         mark = "*" if spec.name == default else " "
-        yield f"{mark} {spec.name:<{width}}  {tasks:<17} {spec.steps:>3} steps  {needs:<15}  {spec.licence}"
+        steps = "" if spec.vision else f"{spec.steps} steps"  # a look is one forward
+        yield f"{mark} {spec.name:<{width}}  {tasks:<17} {steps:>9}  {needs:<15}  {spec.licence}"
 
 
 def _settings() -> settings.Settings:

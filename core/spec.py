@@ -79,6 +79,16 @@ class PipelineSpec:
         changed = self.denoiser is not None or self.lightning_lora is not None
         return (self.name, *(() if changed else (self.source,)), *self.aliases)
 
+    @property
+    def model_id(self) -> str:
+        """How an answer names it: by the hub's id where that is one of its names, else by its own."""
+        return self.source if "/" in self.source and self.source in self.names else self.name
+
+    @property
+    def index(self) -> str:
+        """The file of its checkpoint's folder that says what it is: diffusers' or transformers'."""
+        return "model_index.json" if self.vision is None else "config.json"
+
     def source_at(self, revision: str | None = None) -> tuple[str, str | None]:
         """Repository of the hub, and its commit, tag or branch; ``revision`` comes before the row's own."""
         repository, _, pinned = self.source.partition("@")

@@ -5,7 +5,7 @@ Coordinates are pixels of the caller's upright picture: x to the right, y down, 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from core.request import Size, Task
 
@@ -54,7 +54,7 @@ class Detect:
     labels: tuple[str, ...]
     box_threshold: float = 0.4
     text_threshold: float = 0.3
-    variant: Literal[""] = field(default="", init=False)
+    variant: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +62,14 @@ class Depth:
     """focal: of the camera, in pixels of the picture, for models that measure in metres; None is unknown."""
 
     focal: float | None = None
-    variant: Literal[""] = field(default="", init=False)
+    variant: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Embed:
     """Features of the whole picture and of each of its patches."""
 
-    variant: Literal[""] = field(default="", init=False)
+    variant: ClassVar[str] = ""
 
 
 Ask = Segment | Detect | Depth | Embed

@@ -116,11 +116,10 @@ class VisionSpec:
         if ask.priors is not None:
             if len(ask.priors) != len(ask.prompts):
                 raise invalid(
-                    "resolve_overlaps",
-                    f"{len(ask.priors)} weights for {len(ask.prompts)} prompts; send one for each",
+                    "priors", f"{len(ask.priors)} weights for {len(ask.prompts)} prompts; send one for each"
                 )
             for weight in ask.priors:
-                within("resolve_overlaps", weight, 0.0, 1e6)
+                within("priors", weight, 0.0, 1e6)
 
     def _check_texts(self, field: str, texts: tuple[str, ...], least: int = 1) -> None:
         if len(texts) < least:

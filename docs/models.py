@@ -177,9 +177,10 @@ def entry(row: Row) -> str:
     least = f", in multiples of {known.multiple}" if known.multiple > 1 else ""
     if known.fit == "longest":
         return f"longer side {known.side}{least}"
-    return (
-        f"shorter side {known.side}" + (f", longer at most {known.longest}" if known.longest else "") + least
-    )
+    side = f"shorter side {known.side}"
+    if known.fit == "either":
+        side = f"one side {known.side}, whichever changes less"
+    return f"{side}, longer at most {known.longest}{least}"
 
 
 def asked(limit: Callable[[VisionSpec], int]) -> Column:
@@ -215,8 +216,9 @@ LOOKING: Section = (
     """
 Pictures of any size enter a model at its own; what is found is told in the pixels of the caller's. Requests
 of different callers share a forward where their pictures enter at the same size. Weights stay in fp32
-whatever `PRECISION_MODE` says, products follow it on a GPU. Prompts are counted for each picture, characters
-over all of its prompts, and no more is answered than found at most, the best first.
+whatever `PRECISION_MODE` says, products follow it on a GPU, except Grounding DINO's, which stay in fp32.
+Prompts are counted for each picture, characters over all of its prompts, and no more is answered than found
+at most, the best first.
 """,
     {
         "Model": name,

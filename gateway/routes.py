@@ -24,7 +24,7 @@ _JOB: Final = re.compile(
 )
 _EVERYWHERE: Final = re.compile(
     r"/jobs|/v2/[^/]+/(?:purge-queue|health)|(?:/openai)?/v1/models|/v1/models/purge"
-    r"|/lora/(?:load|unload|set-strength)|/models/(?:load|unload|status)|/sdapi/v1/interrupt"
+    r"|/lora/(?:load|unload|set-strength)|/models/(?:load|unload|unload-all|status)|/sdapi/v1/interrupt"
 )
 _MAKES_A_JOB: Final = re.compile(r"/v2/[^/]+/(?:run|runsync)|/jobs/submit/[^/]+")
 _VISION: Final = re.compile(r"/(?:inference|jobs/submit)/(?P<slug>[^/]+)")

@@ -82,7 +82,7 @@ def find_checkpoint(spec: PipelineSpec, options: ModelOptions, report: Report | 
     if options.model_dir is not None:
         if not options.model_dir.is_dir():
             raise CapacityError(
-                "not_ready", "MODEL_DIR is not a folder; name that of a diffusers checkpoint", retryable=False
+                "not_ready", "MODEL_DIR is not a folder; name that of a checkpoint", retryable=False
             )
         return options.model_dir
     if spec.source.startswith("builtin:"):
@@ -115,7 +115,7 @@ def _built(spec: PipelineSpec, options: ModelOptions) -> Path:
 
 
 def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
-    found = json.loads(index_of(folder).read_text()).get("_class_name")
+    found = json.loads(index_of(folder, spec).read_text()).get("_class_name")
     if found != expected:
         raise CapacityError(
             "not_ready",
@@ -125,13 +125,13 @@ def check_class(folder: Path, spec: PipelineSpec, expected: str) -> None:
         )
 
 
-def index_of(folder: Path) -> Path:
+def index_of(folder: Path, spec: PipelineSpec) -> Path:
     """The file that makes a folder a checkpoint. Raises ``CapacityError`` ``not_ready``."""
-    index = folder / "model_index.json"
+    index = folder / spec.index
     if not index.is_file():
         raise CapacityError(
             "not_ready",
-            "there is no model_index.json in MODEL_DIR; name the folder of a diffusers checkpoint",
+            f"there is no {spec.index} in the checkpoint's folder; let MODEL_DIR name one of {spec.name}",
             retryable=False,
         )
     return index

@@ -13,16 +13,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from core.request import Image, Size
-from pipelines.looking import array
-
-# Of ImageNet, in both releases.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from pipelines.looking import array, normalised
 
 
 def preprocess_v2(image: Image, size: Size) -> Tensor:
     """float32 [3, height, width]. Source: DPTImageProcessorPil of transformers."""
     picture = Pictures.fromarray(array(image)).resize(size, Pictures.Resampling.BICUBIC)
-    return _normalised(np.asarray(picture))
+    return _floats(np.asarray(picture))
 
 
 def preprocess_v3(image: Image, size: Size) -> Tensor:
@@ -33,12 +30,11 @@ def preprocess_v3(image: Image, size: Size) -> Tensor:
     """
     scale = max(size) / max(image.size)
     whole = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return _normalised(_resize(_resize(array(image), whole), size))
+    return _floats(_resize(_resize(array(image), whole), size))
 
 
-def _normalised(pixels: NDArray[np.uint8]) -> Tensor:
-    values = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-    return ((values - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]).contiguous()
+def _floats(pixels: NDArray[np.uint8]) -> Tensor:
+    return normalised(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
 
 
 def _resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:

@@ -11,13 +11,11 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTModel
 from core.request import Image, InferenceRequest, Size
 from core.spec import PipelineSpec
 from core.vision import Features
-from pipelines.looking import OneForward, array, finite, floats
+from pipelines.looking import OneForward, array, finite, floats, normalised
 from pipelines.options import ModelOptions, Report
 from pipelines.vision_loading import VisionLoader
 
 _MODELS = {"dinov3_vit": DINOv3ViTModel, "dinov3_convnext": DINOv3ConvNextModel}
-# Of ImageNet; source: IMAGENET_DEFAULT_MEAN and _STD of transformers' image_utils.py.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CPU = torch.device("cpu")
 
 
@@ -67,6 +65,5 @@ def preprocess(image: Image, size: Size, device: torch.device = _CPU) -> Tensor:
     """
     pixels = torch.from_numpy(array(image).copy()).to(device).permute(2, 0, 1)[None].float()
     width, height = size
-    resized = interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD))
-    return (resized / 255 - mean) / std
+    resized = interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return normalised(resized[0] / 255)

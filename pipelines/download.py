@@ -120,7 +120,7 @@ def check(spec: PipelineSpec, options: ModelOptions) -> Iterator[str]:
 def _here(spec: PipelineSpec, options: ModelOptions) -> str:
     """A checkpoint that is not the hub's, as a load would take it."""
     folder = find_checkpoint(spec, options)
-    index_of(folder)
+    index_of(folder, spec)
     total = sum(part.nbytes for part in survey(folder).values())
     what = "built" if options.model_dir is None else "MODEL_DIR is used as it is"
     return f"{what} at {folder}, {total / 1e9:.2f} GB"

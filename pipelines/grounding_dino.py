@@ -15,7 +15,7 @@ from core.request import Image, InferenceRequest, Size
 from core.spec import PipelineSpec
 from core.vision import Box, Detect, Detection, Detections
 from pipelines.grounding_text import Caption, read_tokenizer, write_caption
-from pipelines.looking import OneForward, array, finite
+from pipelines.looking import OneForward, array, finite, normalised
 from pipelines.options import ModelOptions, Report
 from pipelines.vision_loading import VisionLoader
 
@@ -23,8 +23,6 @@ _MODELS = {
     "grounding-dino": GroundingDinoForObjectDetection,
     "mm-grounding-dino": MMGroundingDinoForObjectDetection,
 }
-# Of ImageNet; source: IMAGENET_DEFAULT_MEAN and _STD of transformers' image_utils.py.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> "GroundingDINO":
@@ -136,8 +134,7 @@ def preprocess(image: Image, size: Size) -> Tensor:
     picture = PIL.Image.fromarray(array(image))
     if picture.size != size:
         picture = picture.resize(size, PIL.Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1)
-    return ((pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]).contiguous()
+    return normalised(torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1))
 
 
 def _corners(box: Tensor, size: Size) -> Box:

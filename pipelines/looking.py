@@ -24,6 +24,7 @@ from pipelines.vision_loading import VisionLoader
 
 Inputs = TypeVar("Inputs")
 Raw = TypeVar("Raw")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(slots=True)
@@ -103,9 +104,18 @@ def array(image: Image) -> NDArray[np.uint8]:
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 
+def normalised(pixels: Tensor) -> Tensor:
+    """float32 [3, height, width] of 0 to 1, less ImageNet's mean, in its deviations.
+
+    Source: IMAGENET_DEFAULT_MEAN and _STD of transformers' image_utils.py.
+    """
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
+    return ((pixels - mean) / std).contiguous()
+
+
 def finite(values: Tensor, request: InferenceRequest) -> Tensor:
     """``values``. Raises ``ExecutionError`` when one of them is not a finite number."""
-    if not math.isfinite(float(values.abs().max())) if values.numel() else False:
+    if values.numel() and not math.isfinite(float(values.abs().max())):
         raise ExecutionError("pipeline_error", f"{request.model} gave values that are not finite numbers")
     return values
 

@@ -94,21 +94,31 @@ def choose(
     return replace(plan, sentence="; ".join([plan.sentence, *_idle(device, precision, tuning)]))
 
 
-def choose_whole(device: Device, precision: Precision, *, ranks: bool = False) -> Plan:
+def choose_whole(device: Device, precision: Precision, tuning: Tuning, *, ranks: bool = False) -> Plan:
     """For a model whose weights stay as they are: the operator's choice comes to a format of products.
+
+    The sentence names what was tuned in vain.
 
     ranks: the model goes on with the best of its candidates in their order. Rounding exchanges those that are
     close, differently in every batch, and with bf16 products half of what is found can move.
     """
-    if ranks:
-        return Plan("float32", {}, "fp32 weights and products: coarser ones would change what is found")
-    if precision.mode not in ("8bit", "4bit"):
-        compute = _compute(device, precision)
-        return Plan(compute, {}, f"fp32 weights; products {_whole(device, precision, compute)}")
     compute = _compute(device, precision)
-    sentence = (
-        f"fp32 weights, small enough that PRECISION_MODE={precision.mode} leaves them; products {compute}"
-    )
+    sentence = f"fp32 weights; products {_whole(device, precision, compute)}"
+    if precision.mode in ("8bit", "4bit"):
+        sentence = (
+            f"fp32 weights, small enough that PRECISION_MODE={precision.mode} leaves them; products {compute}"
+        )
+    if ranks:
+        compute, sentence = "float32", "fp32 weights and products: coarser ones would change what is found"
+    tuned = {
+        "TORCH_COMPILE": tuning.compile,
+        "VAE_TILING": tuning.vae_tiling,
+        "VAE_SLICING": tuning.vae_slicing,
+        "ATTENTION_BACKEND": tuning.attention is not None,
+        "OFFLOAD": tuning.offload != "none",
+    }
+    if idle := [name for name, asked_for in tuned.items() if asked_for]:
+        sentence += f"; {', '.join(idle)} for models that make pictures"
     return Plan(compute, {}, sentence)
 
 

@@ -97,7 +97,7 @@ class Residency:
             raise CapacityError(
                 "not_ready",
                 f"{name} needs about {nbytes / GIB:.1f} GiB and {self.budget}; {remedy}, or set "
-                "PRECISION_MODE=8bit or 4bit",
+                "PRECISION_MODE=8bit or 4bit for a model that makes pictures",
                 retryable=False,
             )
 

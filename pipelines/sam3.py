@@ -187,10 +187,8 @@ def _padded(prompts: Sequence[Prompt], device: torch.device) -> tuple[Tensor | N
     most = max(len(prompt.boxes) for prompt in prompts)
     if not most:
         return None, None
-    boxes, shows = (
-        torch.full((len(prompts), most, 4), float(_PADDING)),
-        torch.full((len(prompts), most), _PADDING),
-    )
+    boxes = torch.full((len(prompts), most, 4), float(_PADDING))
+    shows = torch.full((len(prompts), most), _PADDING)
     for i, prompt in enumerate(prompts):
         boxes[i, : len(prompt.boxes)] = prompt.boxes
         shows[i, : len(prompt.shows)] = prompt.shows

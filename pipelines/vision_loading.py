@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from core.errors import CapacityError
 from core.spec import PipelineSpec
-from pipelines.checkpoint import find
+from pipelines.checkpoint import find, index_of
 from pipelines.device import pick_device
 from pipelines.loading import describe
 from pipelines.options import ModelOptions, Report
@@ -45,7 +45,7 @@ class VisionLoader:
         transformers.utils.logging.disable_progress_bar()
         self._report = report
         self.device = pick_device()
-        plan = choose_whole(describe(self.device), options.precision, ranks=ranks)
+        plan = choose_whole(describe(self.device), options.precision, options.tuning, ranks=ranks)
         self.compute: torch.dtype = getattr(torch, plan.compute)
         self.precision = plan.sentence
         report.stage("checkpoint", 1, 2)
@@ -104,14 +104,7 @@ class VisionLoader:
 
 
 def _configuration(folder: Path, spec: PipelineSpec, model_type: tuple[str, ...]) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CapacityError(
-            "not_ready",
-            "there is no config.json in the checkpoint's folder; name that of a transformers checkpoint",
-            retryable=False,
-        )
-    config: dict[str, Any] = json.loads(file.read_text())
+    config: dict[str, Any] = json.loads(index_of(folder, spec).read_text())
     named = config.get("model_type", config.get("model_name"))
     if named not in model_type:
         raise CapacityError(

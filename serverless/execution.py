@@ -16,15 +16,15 @@ from serverless.output import OutputGuard, within
 
 
 class Execution:
-    """passthrough: of OpenAI requests; vision: of those to vision models. None where none are served."""
+    """passthrough: of OpenAI requests. vision: of those to vision models."""
 
     def __init__(
         self,
         submit: Submit,
         dialect: FlatDialect,
         guard: OutputGuard,
-        passthrough: Passthrough | None = None,
-        vision: VisionTasks | None = None,
+        passthrough: Passthrough,
+        vision: VisionTasks,
     ) -> None:
         self._submit = submit
         self._dialect = dialect
@@ -48,15 +48,9 @@ class Execution:
         bucket = Bucket.of_job(job["s3Config"]) if job.get("s3Config") is not None else None
         given = _input(job)
         if is_openai(given):
-            if self._passthrough is None:
-                raise RequestError(
-                    "invalid_parameter",
-                    "this worker does not serve OpenAI routes; send prompt and image_base64 in input",
-                    param="openai_route",
-                )
             answer = await self._passthrough(given, self._submit, on_progress, id=request_id, arrived=arrived)
             return _value(within(self._guard.limit, answer))
-        if self._vision is not None and is_vision(given):
+        if is_vision(given):
             answer = await self._vision(given, self._submit, on_progress, id=request_id, arrived=arrived)
             return _value(within(self._guard.limit, answer))
         asked = await self._dialect.parse(

@@ -88,13 +88,13 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
         )
         yield Finding("revision", False, sentence)
     if settings.model_dir is not None:
-        there = (settings.model_dir / "model_index.json").is_file()
+        there = (settings.model_dir / spec.index).is_file()
         yield Finding(
             "weights",
             there,
-            "MODEL_DIR holds a diffusers checkpoint"
+            f"MODEL_DIR holds {spec.index}"
             if there
-            else "MODEL_DIR holds no model_index.json; point it at a checkpoint in diffusers' folder layout",
+            else f"MODEL_DIR holds no {spec.index}; point it at the folder of a checkpoint of {spec.name}",
         )
         return
     if spec.source.startswith("builtin:"):
@@ -103,7 +103,7 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
         return
     repository, revision = spec.source_at(settings.model_revision)
     named = f"{repository}@{revision}" if revision else repository
-    if _cached(settings.hub_cache / f"models--{repository.replace('/', '--')}", revision):
+    if _cached(settings.hub_cache / f"models--{repository.replace('/', '--')}", revision, spec.index):
         yield Finding("weights", True, f"{named} is in the cache")
     elif settings.local_only:
         yield Finding(
@@ -115,18 +115,18 @@ def _weights(settings: Settings, spec: PipelineSpec) -> Iterator[Finding]:
     else:
         yield _disk(settings.hub_cache, spec.vram_gb or 1.0, "HF_HOME")
     if not settings.local_only:
-        yield _hub(settings, repository, revision or "main")
+        yield _hub(settings, repository, f"{revision or 'main'}/{spec.index}")
 
 
-def _cached(folder: Path, revision: str | None) -> bool:
+def _cached(folder: Path, revision: str | None, index: str) -> bool:
     """Whether a commit, tag or branch was fetched before; any commit where none is named."""
     if revision is None:
-        return any(folder.glob("snapshots/*/model_index.json"))
+        return any(folder.glob(f"snapshots/*/{index}"))
     try:
         commit = (folder / "refs" / revision).read_text().strip()
     except OSError:
         commit = revision
-    return (folder / "snapshots" / commit / "model_index.json").is_file()
+    return (folder / "snapshots" / commit / index).is_file()
 
 
 def _disk(folder: Path, needed_gb: float, variable: str) -> Finding:
@@ -144,12 +144,15 @@ def _disk(folder: Path, needed_gb: float, variable: str) -> Finding:
     return Finding("disk", True, sentence)
 
 
-def _hub(settings: Settings, repository: str, revision: str) -> Finding:
-    """Whether a file of the checkpoint can be had: of a gated one the hub tells its facts to everybody."""
+def _hub(settings: Settings, repository: str, file: str) -> Finding:
+    """Whether a file of the checkpoint can be had: of a gated one the hub tells its facts to everybody.
+
+    file: its revision and its name.
+    """
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     try:
         answer = requests.head(
-            f"{settings.hf_endpoint.rstrip('/')}/{repository}/resolve/{revision}/model_index.json",
+            f"{settings.hf_endpoint.rstrip('/')}/{repository}/resolve/{file}",
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=TIMEOUT,
             allow_redirects=True,  # a renamed repository; another host is not shown the token
@@ -193,15 +196,18 @@ def _memory() -> Finding:
 
 
 def _budget(gib: float, mode: str, spec: PipelineSpec) -> Finding:
-    """What a row says it needs is of 16-bit weights; the others are measured when they are loaded."""
+    """What a row says it needs is of 16-bit weights, and the others are measured when they are loaded; a
+    vision model's stay as they are."""
     assert spec.vram_gb is not None
     allowed = gib * 2**30 / 1e9
-    if mode in ("bf16", "fp16") and spec.vram_gb > allowed:
+    whole = spec.vision is not None
+    if (whole or mode in ("bf16", "fp16")) and spec.vram_gb > allowed:
+        remedy = "raise it" if whole else "raise it, or set PRECISION_MODE=8bit"
         return Finding(
             "budget",
             False,
-            f"{spec.name} needs about {spec.vram_gb:.0f} GB and GPU_MAX_GIB={gib:g} allows {allowed:.0f} GB; "
-            "raise it, or set PRECISION_MODE=8bit",
+            f"{spec.name} needs about {spec.vram_gb:.1f} GB and GPU_MAX_GIB={gib:g} allows {allowed:.1f} GB; "
+            f"{remedy}",
         )
     return Finding("budget", True, f"GPU_MAX_GIB={gib:g} for all loaded models together")
 

@@ -49,9 +49,9 @@ def parse(arguments: Sequence[str], settings: Iterable[tuple[str, str, str]]) ->
         prog="python handler.py",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Makes and edits images. On RunPod it takes jobs; with STANDALONE_MODE=1 it serves HTTP; "
-        "elsewhere it runs one test job. `download MODEL…` fetches models ahead; `edit`, `generate`, "
-        "`models` and `jobs` are commands of their own: `python handler.py edit --help`.",
+        description="Makes, edits and looks at pictures. On RunPod it takes jobs; with STANDALONE_MODE=1 it "
+        "serves HTTP; elsewhere it runs one test job. `download MODEL…` fetches models ahead; `edit`, "
+        "`generate`, `models` and `jobs` are commands of their own: `python handler.py edit --help`.",
         epilog=f"settings (environment variables, also read from .env):\n\n{table(settings)}",
     )
     parser.add_argument(

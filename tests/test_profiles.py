@@ -1,7 +1,6 @@
 """Defaults of a profile: an operator of an older server need not say again what that one served."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,18 +8,7 @@ import pytest
 import settings
 from variables.profiles import DEFAULTS
 
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path) -> Iterator[None]:
-    """Each test sees only what it sets, and leaves the process as it was."""
-    before, folder = dict(os.environ), Path.cwd()
-    os.environ.clear()
-    os.environ["HOME"] = str(tmp_path)
-    os.chdir(tmp_path)
-    yield
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def test_the_vision_profile_serves_four_models_at_once() -> None:

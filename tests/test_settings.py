@@ -1,7 +1,6 @@
 """Settings: a bad value stops start-up with a sentence that names the variable."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,18 +8,7 @@ import pytest
 import settings
 from pipelines.registry import catalog
 
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path) -> Iterator[None]:
-    """Each test sees only what it sets, and leaves the process as it was."""
-    before, folder = dict(os.environ), Path.cwd()
-    os.environ.clear()
-    os.environ["HOME"] = str(tmp_path)
-    os.chdir(tmp_path)
-    yield
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def test_an_empty_environment_is_enough() -> None:

@@ -49,7 +49,7 @@ class ModelSettings(BaseSettings):
     cache_dir: UserPath = Field(
         Path("~/.cache/batchmux"),
         validate_default=True,
-        description="where the built-in pocket checkpoint is built",
+        description="where the built-in pocket checkpoints are built",
     )
     max_models_cache: int = Field(
         1, ge=1, description="models kept loaded; the least recently used leaves first"

@@ -9,11 +9,11 @@ class VisionSettings(BaseSettings):
         32, ge=1, le=1000, description="most pictures of one request to a vision model"
     )
     max_request_pixels: int = Field(
-        100_000_000, ge=64 * 64, description="most pixels of them together, decoded"
+        100_000_000, ge=64 * 64, description="most pixels of all its pictures together, decoded"
     )
     max_answer_mb: int = Field(
         64,
         ge=1,
         le=1024,
-        description="longest JSON answer of a vision model in MiB; lists of pixels are long",
+        description="longest JSON answer of a vision model in MiB",
     )

@@ -44,9 +44,8 @@ _GAINS = {
     "label_embed.weight": 6.0,
     "cls_embed.weight": 6.0,
 }
-_PRESENCE = (
-    2.0  # the logit that a thing is in the picture at all: without it nothing passes a threshold of .5
-)
+# The logit that a thing is in the picture at all: without it nothing passes a threshold of .5.
+_PRESENCE = 2.0
 
 
 def build(parent: Path) -> Path:

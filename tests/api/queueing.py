@@ -95,6 +95,9 @@ def seeing(submit: Submit, intake: ImageIntake, catalog: Catalog) -> Services:
     )
 
 
+NO_ROUTES = Passthrough({})
+
+
 @contextmanager
 def queueing(
     folder: Path,
@@ -102,7 +105,7 @@ def queueing(
     limits: StoreLimits | None = None,
     post: Post = no_post,
     secret: bytes | None = None,
-    passthrough: Passthrough | None = None,
+    passthrough: Passthrough = NO_ROUTES,
     output_limit: int = 18_000_000,
     concurrency: int = 4,
     catalog: Catalog = CATALOG,

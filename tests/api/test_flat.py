@@ -145,7 +145,7 @@ def url(width: int) -> str:
 def test_a_picture_may_be_named_in_every_way_that_clients_use(
     wishes: dict[str, object], widths: list[int]
 ) -> None:
-    """Contract decision 10; a URL wins over base64 of the same number."""
+    """A URL wins over base64 of the same number."""
     assert [image.width for image in parse({"prompt": "p", **wishes}).request.images] == widths
 
 

@@ -3,6 +3,8 @@
 import openai
 import pytest
 
+from api.openai_models import listing
+from tests.api.findings import VISION
 from tests.api.serving import Served
 from tests.api.test_openai_images import connect
 
@@ -41,3 +43,8 @@ def test_clients_of_the_sdxl_service_read_the_same_route(served: Served) -> None
         assert entry.keys() == {"name", "family", "min_vram_gb", "resolution", "tag"}
         assert entry["resolution"] == "best@1024"
         assert isinstance(entry["min_vram_gb"], float)
+
+
+def test_a_vision_model_is_listed_at_the_size_at_which_pictures_enter_it() -> None:
+    """Its row has no size of pictures that it makes."""
+    assert {entry["resolution"] for entry in listing(VISION, created=0)["models"]} == {"best@64"}

@@ -26,6 +26,7 @@ from api.job_record import StoreLimits
 from api.job_service import JobService, job_service
 from api.metrics import Metrics
 from api.vision_jobs import vision_work
+from api.vision_tasks import VisionTasks
 from core.catalog import Catalog
 from core.service import Submit
 from core.stats import Stats
@@ -33,7 +34,7 @@ from serverless.durable import runpod_work
 from serverless.execution import Execution
 from serverless.output import OutputGuard
 from tests.api.findings import SEERS
-from tests.api.queueing import no_post, no_upload, seeing
+from tests.api.queueing import NO_ROUTES, no_post, no_upload, seeing
 from tests.api.serving import ARTIST, PAINTER, Painter, Probe, Served, png, serving
 
 load_all_checks()
@@ -79,13 +80,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
     def keeping(submit: Submit, intake: ImageIntake) -> AbstractContextManager[JobService | None]:
         flat = FlatDialect(catalog=ROWS, intake=intake, timeout=600)
-        work = runpod_work(
-            Execution(submit, flat, OutputGuard(flat.render_output, 18_000_000, None, no_upload), None)
-        )
+        guard = OutputGuard(flat.render_output, 18_000_000, None, no_upload)
+        services = seeing(submit, intake, ROWS)
+        work = runpod_work(Execution(submit, flat, guard, NO_ROUTES, VisionTasks(services)))
         return job_service(
             folder,
             StoreLimits(min_free_bytes=0),
-            {runpod_queue.DIALECT: work, vision_jobs.DIALECT: vision_work(seeing(submit, intake, ROWS))},
+            {runpod_queue.DIALECT: work, vision_jobs.DIALECT: vision_work(services)},
             {runpod_queue.DIALECT: runpod_queue.webhook_body, vision_jobs.DIALECT: vision_jobs.webhook_body},
             post=no_post,
             secret=None,

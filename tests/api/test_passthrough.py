@@ -13,13 +13,14 @@ from api.dialect import Answer, Arrival
 from api.flat import FlatDialect
 from api.intake import ImageIntake, IntakeOptions
 from api.passthrough import Passthrough
+from api.vision_tasks import VisionTasks
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
 from core.result import InferenceResult
 from serverless.execution import Execution
 from serverless.jobs import JobHandler
 from serverless.output import OutputGuard
-from tests.api.queueing import Queue, no_upload, queueing
+from tests.api.queueing import Queue, no_upload, queueing, seeing
 from tests.api.serving import CATALOG, Painter
 
 ROUTE = "/v1/images/generations"
@@ -144,7 +145,8 @@ def test_the_worker_on_runpod_answers_the_same(poet: Poet) -> None:
         with ImageIntake(IntakeOptions(codec_threads=1)) as intake:
             flat = FlatDialect(catalog=CATALOG, intake=intake)
             guard = OutputGuard(flat.render_output, 18_000_000, None, no_upload)
-            handler = JobHandler(Execution(Painter(), flat, guard, Passthrough({ROUTE: poet})), tell)
+            vision = VisionTasks(seeing(Painter(), intake, CATALOG))
+            handler = JobHandler(Execution(Painter(), flat, guard, Passthrough({ROUTE: poet}), vision), tell)
             asked = {"openai_route": ROUTE, "openai_input": {"prompt": "x", "n": 2}}
             answer = await handler({"id": "a", "input": asked})
             assert answer == {"created": 1, "data": [{"seed": 0}, {"seed": 1}]}

@@ -1,4 +1,4 @@
-"""The vision service's document as it is printed: its lines run against this server, by curl and requests."""
+"""The lines that the vision service's documentation prints run against this server, by curl and requests."""
 
 import json
 import re

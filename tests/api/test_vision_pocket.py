@@ -100,7 +100,7 @@ def test_what_they_find_can_be_drawn(pocket: Served, kind: Any) -> None:
 
 
 def test_the_printed_lines_of_python(pocket: Served, tmp_path: Path) -> None:
-    """The document's example, with a model behind it: masks for each prompt, as large as the file."""
+    """Those of the service's documentation, with a model behind them: masks as large as the file."""
     person, car = python_lines(pocket.client.port, tmp_path)["results"][0]
     assert (person["prompt"], car["prompt"]) == ("person", "car")
     for one in (person, car):

@@ -277,6 +277,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "threshold": ("sam3", {"prompts": ["a"], "threshold": 1.5}, 422, "less than or equal to 1"),
     "threshold is text": ("sam3", {"prompts": ["a"], "threshold": "0.5"}, 422, ""),
     "weights": ("sam3", {"prompts": ["a"], "resolve_overlaps": [1, 2]}, 422, "2 weights for 1 prompts"),
+    "a weight below 0": (
+        "sam3",
+        {"prompts": ["a"], "resolve_overlaps": [-1]},
+        422,
+        "resolve_overlaps -1.0 is",
+    ),
     "boxes of nothing": ("sam3", {"prompts": ["a"], "boxes": [[]]}, 422, "boxes of 0 prompts for 1 prompts"),
     "a box of three": ("sam3", {"boxes": [[[[1, 2, 3]]]]}, 422, ""),
     "a box inside out": ("sam3", {"boxes": [[[[9, 9, 3, 3]]]]}, 422, "right > left"),

@@ -291,7 +291,11 @@ def test_models_of_a_server_and_of_this_machine(
     """* marks the one that is meant when none is named."""
     _, there, _ = typed_here(here, monkeypatch, capsys, "models", "--url", url(served))
     assert there.splitlines() == ["* painter", "  artist", "  dreamer"]
-    assert "* pocket-edit " in typed_here(here, monkeypatch, capsys, "models")[1]
+    lines = typed_here(here, monkeypatch, capsys, "models")[1].splitlines()
+    assert [" ".join(line.split()) for line in lines if "pocket-edit " in line or "pocket-sam3 " in line] == [
+        "* pocket-edit edit 4 steps no GPU MIT",
+        "pocket-sam3 segment no GPU MIT",
+    ]
 
 
 JOBS = [

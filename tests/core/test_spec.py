@@ -59,7 +59,7 @@ def test_open_wishes_become_the_rows_defaults() -> None:
 
 @pytest.mark.parametrize("seed", [None, -1])
 def test_absent_and_minus_one_seed_are_random(seed: int | None) -> None:
-    """Contract decision 4."""
+    """Clients send either for "any"; two such requests are two pictures."""
     assert ask(seed=seed).seed != ask(seed=seed).seed
 
 

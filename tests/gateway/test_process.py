@@ -85,7 +85,7 @@ def worker() -> Iterator[Served]:
 
 
 def test_the_lines_of_the_guide(worker: Served, tmp_path: Path) -> None:
-    """Ready within 2 s, in 80 MB, and every answer as its clients read it."""
+    """In 80 MB, and every answer as its clients read it."""
     with started("python -m gateway", tmp_path, worker.client.port) as (port, pid):
         status, body = curl(HEALTH, port)
         health = json.loads(body)

@@ -1,6 +1,7 @@
 """Requests to vision models, and what comes back as numbers to compare."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from core.request import Image, InferenceRequest
 from core.result import InferenceResult
 from core.vision import (
+    TASK_OF,
     Ask,
     Depth,
     DepthMap,
@@ -36,16 +38,10 @@ ASKS: tuple[Callable[[int], Ask], ...] = (
 def look(name: str, number: int = 0, *, width: int = 96, height: int = 72, **ask: Any) -> InferenceRequest:
     """What the row is for, asked of another picture for each number."""
     spec = catalog(name).default
-    asked = next(a for a in (make(number) for make in ASKS) if _task(a) in spec.tasks)
+    asked = next(a for a in (make(number) for make in ASKS) if TASK_OF[type(a)] in spec.tasks)
     if ask:
-        asked = type(asked)(**({f: getattr(asked, f) for f in asked.__slots__ if f != "variant"} | ask))
+        asked = replace(asked, **ask)
     return spec.look(id=f"look-{number}", image=edits.picture(number, width, height), ask=asked)
-
-
-def _task(ask: Ask) -> Any:
-    from core.vision import TASK_OF
-
-    return TASK_OF[type(ask)]
 
 
 def looks_of(name: str) -> list[InferenceRequest]:

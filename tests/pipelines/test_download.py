@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines.download import Source, files_of
+from core.errors import CapacityError
+from core.spec import PipelineSpec
+from pipelines.download import Source, fetch, files_of
 from pipelines.options import ModelOptions
 from pipelines.registry import catalog
 from tests.pipelines.hub_server import HubServer, Repository
+from tests.pipelines.rows import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, SOURCE = "qwen-image-edit-2509", "Qwen/Qwen-Image-Edit-2509"
@@ -157,7 +161,23 @@ def test_a_checkpoint_of_a_folder_is_not_fetched(hub: HubServer, tmp_path: Path,
         refused = download(hub, tmp_path, **given, **broken)
         assert (refused.returncode, words in refused.stdout) == (1, True), refused.stdout
     (folder / "model_index.json").unlink()
-    assert "no model_index.json in MODEL_DIR" in download(hub, tmp_path, **given).stdout
+    assert "no model_index.json in the checkpoint's folder" in download(hub, tmp_path, **given).stdout
+
+
+@pytest.mark.parametrize("row", BUILT_IN, ids=lambda row: row.name)
+def test_what_is_in_this_repository_is_built(row: PipelineSpec, options: ModelOptions) -> None:
+    """A checkpoint of any family: each has an index of its own."""
+    (line,) = fetch(row, options)
+    assert line.startswith(f"{row.name}: built at {options.cache_dir}")
+
+
+def test_a_folder_of_another_family_is_refused(options: ModelOptions, checkpoint: Path) -> None:
+    """Its weights would be found wanting only after they were read."""
+    own = replace(options, model_dir=checkpoint)
+    with pytest.raises(
+        CapacityError, match=r"no config\.json in the checkpoint's folder; .* one of pocket-sam3"
+    ):
+        list(fetch(catalog("pocket-sam3").default, own))
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(

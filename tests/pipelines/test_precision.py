@@ -190,5 +190,22 @@ def test_settings_in_effect_are_not_called_idle(precision: Precision) -> None:
 def test_a_model_that_ranks_its_candidates_computes_in_full(mode: Mode) -> None:
     """In coarser products, close candidates change places with whoever else is in the batch."""
     for device in (CPU, A100, H100):
-        assert choose_whole(device, Precision(mode=mode), ranks=True).compute == "float32"
-    assert choose_whole(H100, Precision(mode=mode)).compute in ("bfloat16", "float16")
+        assert choose_whole(device, Precision(mode=mode), Tuning(), ranks=True).compute == "float32"
+    assert choose_whole(H100, Precision(mode=mode), Tuning()).compute in ("bfloat16", "float16")
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+@pytest.mark.parametrize(
+    ("tuning", "name"),
+    [
+        (COMPILED, "TORCH_COMPILE"),
+        (OFFLOADED, "OFFLOAD"),
+        (Tuning(attention="xformers"), "ATTENTION_BACKEND"),
+        (Tuning(vae_tiling=True), "VAE_TILING"),
+        (Tuning(vae_slicing=True), "VAE_SLICING"),
+    ],
+)
+def test_what_is_tuned_in_vain_is_named(tuning: Tuning, name: str, ranks: bool) -> None:
+    """Models whose weights stay as they are have none of these parts; who set one should know."""
+    assert name in choose_whole(H100, Precision(), tuning, ranks=ranks).sentence
+    assert name not in choose_whole(H100, Precision(), Tuning(), ranks=ranks).sentence

@@ -13,14 +13,16 @@ import pytest
 
 from api.budget import Lease
 from api.intake import Fetch, ImageIntake, IntakeOptions
+from api.vision_tasks import VisionTasks
 from core.errors import CapacityError, OutOfDeviceMemory
 from core.request import InferenceRequest
 from core.result import InferenceResult, OnProgress, Progress
 from serverless.execution import Execution
 from serverless.jobs import JobHandler
 from serverless.output import OutputGuard
+from tests.api.queueing import NO_ROUTES, seeing
 from tests.serverless.edits import dialect, is_own, job, photograph
-from tests.serverless.painting import painted
+from tests.serverless.painting import CATALOG, painted
 
 Scenario = Callable[["Bench"], Awaitable[None]]
 
@@ -41,7 +43,9 @@ class Bench:
         language = dialect(intake)
         guard = OutputGuard(language.render_output, 18_000_000, None, _no_upload)
         self.handler = JobHandler(
-            Execution(self.submit, language, guard),
+            Execution(
+                self.submit, language, guard, NO_ROUTES, VisionTasks(seeing(self.submit, intake, CATALOG))
+            ),
             self.tell,
             progress_seconds=progress_seconds,
             remember=2,
@@ -139,7 +143,11 @@ def test_a_missing_prompt_falls_back() -> None:
         ({"input": {}}, "invalid_parameter", "image_url or image_base64"),
         ({"input": {"image_base64": "!"}}, "invalid_image", "base64"),
         ({"input": {"image_base64": "", "promt": "x"}}, "unknown_field", "'prompt'"),
-        ({"input": {"openai_route": "/v1/images/edits", "openai_input": {}}}, "invalid_parameter", "OpenAI"),
+        (
+            {"input": {"openai_route": "/v1/images/edits", "openai_input": {}}},
+            "invalid_parameter",
+            "openai_route",
+        ),
         ({"input": {"image_base64": "aGk=", "prompt": "\ud800"}}, "invalid_parameter", "Unicode"),
         ({"input": {"image_base64": "aGk=", "num_inference_steps": True}}, "invalid_parameter", "integer"),
         ({"input": {"image_base64": "aGk=", "true_cfg_scale": float("nan")}}, "invalid_parameter", "finite"),

@@ -11,11 +11,22 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from core.request import Task
 from core.spec import PipelineSpec
+from core.vision_spec import VisionSpec
 from serverless.preflight import Finding, findings, report
 from settings import Settings
 from tests.serverless.painting import SPEC
 
+LOOKS = replace(
+    SPEC,
+    name="looks",
+    source="Org/Real",
+    tasks=frozenset({Task.EMBED}),
+    vision=VisionSpec(fit="square", side=224),
+    needs_gpu=False,
+    vram_gb=6.0,
+)
 REAL = replace(SPEC, name="real", source="Org/Real", needs_gpu=True, vram_gb=0.001, licence="MIT")
 
 
@@ -88,21 +99,42 @@ def test_a_memory_limit_that_the_model_exceeds_is_named(
     assert f"GPU_MAX_GIB={gib}" in finding.sentence
 
 
-def test_weights_are_looked_for_where_they_would_be_loaded_from(tmp_path: Path) -> None:
-    """MODEL_DIR first, then the hub's cache; LOCAL_ONLY forbids the rest."""
+@pytest.mark.parametrize("mode", ["bf16", "8bit"])
+def test_no_precision_makes_a_vision_model_smaller(tmp_path: Path, mode: str) -> None:
+    """Its weights stay as they are, so the limit is all that can be changed."""
+    given = settings(tmp_path, gpu_max_gib=5, precision_mode=mode, local_only=True)
+    finding = found(LOOKS, given, "budget")
+    assert (finding.good, "PRECISION_MODE" in finding.sentence) == (False, False)
+
+
+@pytest.mark.parametrize(("spec", "index"), [(REAL, "model_index.json"), (LOOKS, "config.json")], ids=str)
+def test_weights_are_looked_for_where_they_would_be_loaded_from(
+    tmp_path: Path, spec: PipelineSpec, index: str
+) -> None:
+    """MODEL_DIR first, then the hub's cache; LOCAL_ONLY forbids the rest. By the file that a load reads."""
     model_dir = tmp_path / "model"
     given = settings(tmp_path, local_only=True, model_dir=model_dir)
-    assert "model_index.json" in found(REAL, given, "weights").sentence
+    assert f"no {index};" in found(spec, given, "weights").sentence
     model_dir.mkdir()
-    (model_dir / "model_index.json").write_text("{}")
-    assert found(REAL, given, "weights").good
+    (model_dir / index).write_text("{}")
+    assert found(spec, given, "weights").good
 
     given = settings(tmp_path, local_only=True)
-    assert "LOCAL_ONLY" in found(REAL, given, "weights").sentence
+    assert "LOCAL_ONLY" in found(spec, given, "weights").sentence
     snapshot = tmp_path / "hf/hub/models--Org--Real/snapshots/abc"
     snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
-    assert found(REAL, given, "weights").good
+    (snapshot / index).write_text("{}")
+    assert found(spec, given, "weights").good
+
+
+def test_a_vision_checkpoint_is_asked_for_by_its_own_index(tmp_path: Path) -> None:
+    """It has no model_index.json, and the hub would answer 404."""
+
+    def ask(base: str) -> Finding:
+        return found(LOOKS, settings(tmp_path, hf_endpoint=base), "hub")
+
+    _, requests = with_server(200, ask)
+    assert requests[0].path == "/Org/Real/resolve/main/config.json"
 
 
 def test_a_folder_goes_before_a_built_in_checkpoint(tmp_path: Path) -> None:
