@@ -17,8 +17,10 @@ ENV RUNPOD_LOG_LEVEL=INFO \
 WORKDIR /app
 
 # Before the sources, so that a change of code does not install torch again.
-COPY requirements.txt .
-RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+COPY requirements.txt requirements-da3.txt ./
+# The second without dependencies: it names a hundred for its tools, a torchvision among them.
+RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \
+    && pip install --no-cache-dir --disable-pip-version-check --no-deps -r requirements-da3.txt
 
 COPY . .
 

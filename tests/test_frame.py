@@ -152,7 +152,7 @@ def test_requirements_are_installed_before_the_sources_are_copied() -> None:
     """Otherwise each change of code installs torch again."""
     steps = [f"{word} {rest}" for word, rest in dockerfile()]
     install = next(i for i, step in enumerate(steps) if "pip install" in step)
-    assert steps.index("COPY requirements.txt .") < install < steps.index("COPY . .")
+    assert steps.index("COPY requirements.txt requirements-da3.txt ./") < install < steps.index("COPY . .")
 
 
 def test_private_and_heavy_files_stay_out_of_the_image() -> None:
