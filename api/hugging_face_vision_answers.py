@@ -12,7 +12,7 @@ import pybase64
 from api.coco import coco
 from api.hugging_face_vision import LookingCall
 from api.hugging_face_vision_fields import FeaturesBody
-from api.vision_answers import refuse_over
+from api.vision_answers import base64_length, refuse_over
 from api.vision_depth import depth_file
 from api.vision_features import normalized, tokens_of
 from api.vision_masks import as_png
@@ -40,8 +40,12 @@ def _value(call: LookingCall, result: InferenceResult, most: int) -> Any:
             return _masks(ask, found, most)
         case DepthMap() as found:
             width, height = found.size
+            remedy = "a smaller picture, or for image/png alone"
+            refuse_over(most, base64_length(len(found.values)), remedy)
+            depth = pybase64.b64encode(depth_file(found, "png")).decode()
+            refuse_over(most, base64_length(len(found.values)) + len(depth), remedy)
             return {
-                "depth": pybase64.b64encode(depth_file(found, "png")).decode(),
+                "depth": depth,
                 "predicted_depth": {
                     "shape": [height, width],
                     "dtype": "float32",

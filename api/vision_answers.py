@@ -4,7 +4,7 @@ For a codec's thread: masks are turned into their form one after another, so one
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -18,6 +18,8 @@ from api.vision_service import VisionCall
 from core.errors import RequestError
 from core.result import InferenceResult
 from core.vision import DepthMap, Detect, Detections, Features, Instance, Segment, Segmentation
+
+_LESS_DEPTH: Final = 'output_format "png", or fewer images'
 
 
 def answer(call: VisionCall, results: Sequence[InferenceResult], most: int) -> bytes:
@@ -124,9 +126,11 @@ def _depths(found: Sequence[DepthMap], body: DepthAnythingBody, most: int) -> di
     told: list[dict[str, Any]] = []
     size = 0
     for one in found:
+        if body.output_format == "npy":
+            refuse_over(most, size + base64_length(len(one.values)), _LESS_DEPTH)
         told.append(depth_fields(one, body))
         size += len(told[-1]["depth_data"]) + len(told[-1].get("export", {}).get("data", ""))
-        refuse_over(most, size, 'output_format "png", or fewer images')
+        refuse_over(most, size, _LESS_DEPTH)
     return told[0] if len(told) == 1 else told[0] | {"results": told}
 
 
@@ -134,6 +138,10 @@ def _length(mask: Any) -> int:
     if isinstance(mask, orjson.Fragment):
         return 0  # counted before it was made
     return len(mask if isinstance(mask, str) else mask["counts"])
+
+
+def base64_length(nbytes: int) -> int:
+    return -(-nbytes // 3) * 4
 
 
 def refuse_over(most: int, size: int, remedy: str) -> None:

@@ -121,9 +121,13 @@ class VisionService:
         """One for each picture: it meets others' in a batch. Raises ``RequestError``."""
         options = self._services.options
         sources = [ImageSource(one.content, f"images.{at}") for at, one in enumerate(body.images)]
-        images = await self._services.intake.load_within(
-            sources, time_left(options.timeout, arrival.started), options.max_request_pixels
-        )
+        left = time_left(options.timeout, arrival.started)
+        try:
+            images = await self._services.intake.load_within(sources, left, options.max_request_pixels)
+        except RequestError as error:
+            if error.param is None or len(sources) == 1:
+                raise
+            raise RequestError(error.code, f"{error.param}: {error.message}", param=error.param) from None
         left = time_left(options.timeout, arrival.started)
         try:
             return tuple(
