@@ -145,6 +145,11 @@ class Settings(HttpSettings, GatewaySettings, VisionSettings, ModelSettings):
     # The settings in the words, and the units, of the parts that take them.
 
     @property
+    def pictures_at_once(self) -> int:
+        """Of one vision request: each waits as a request, and of more than may wait some never could."""
+        return min(self.max_vision_images, self.max_queue)
+
+    @property
     def batching(self) -> dict[str, Any]:
         """For ``batching.policy.BatchPolicy``."""
         return {

@@ -25,6 +25,7 @@ from api.dialect import Arrival, Dialect, Endpoint, Handler, Services
 from api.route import Route, arrival_of
 from api.settings_text import SAMPLER
 from core.errors import RequestError
+from core.request import Task
 
 _CALLERS: Final = 1000  # whose choice of a model is remembered
 _SETTINGS_BYTES: Final = 64 * 1024
@@ -105,9 +106,15 @@ class WebUi:
         self._jobs = LiveJobs(services.submit)
         self._chosen: OrderedDict[str, str] = OrderedDict()
 
-    def model_of(self, arrival: Arrival) -> str:
-        """The model of a caller's calls that name none."""
-        return self._chosen.get(caller_of(arrival), self._services.catalog.default.name)
+    def model_of(self, arrival: Arrival, task: Task) -> str:
+        """The model of a caller's calls that name none. Raises ``RequestError`` where none can do it."""
+        chosen = self._chosen.get(caller_of(arrival))
+        return self._services.catalog.able(task).name if chosen is None else chosen
+
+    def _shown(self, arrival: Arrival) -> str:
+        catalog = self._services.catalog
+        paints = [spec.name for spec in (catalog.default, *catalog) if spec.vision is None]
+        return self._chosen.get(caller_of(arrival)) or next(iter(paints), catalog.default.name)
 
     def computing(self, dialect: Dialect[Any]) -> Handler:
         """The dialect's calls, each remembered as its caller's while it lives."""
@@ -119,7 +126,7 @@ class WebUi:
         return handle
 
     async def options(self, request: Request) -> Response:
-        return _json({"sd_model_checkpoint": self.model_of(arrival_of(request)), "samples_format": "png"})
+        return _json({"sd_model_checkpoint": self._shown(arrival_of(request)), "samples_format": "png"})
 
     async def choose(self, request: Request) -> Response:
         settings = parse_json(await self._body(request))
@@ -140,6 +147,7 @@ class WebUi:
                 {"title": spec.name, "model_name": spec.name, "filename": spec.name}
                 | {"hash": None, "sha256": None, "config": None}
                 for spec in self._services.catalog
+                if spec.vision is None
             ]
         )
 

@@ -35,7 +35,7 @@ class WebUiCall:
 class TextToImageDialect:
     """See ``api.dialect.Dialect``."""
 
-    def __init__(self, services: Services, model_of: Callable[[Arrival], str]) -> None:
+    def __init__(self, services: Services, model_of: Callable[[Arrival, Task], str]) -> None:
         """model_of: the model of a caller's calls that name none."""
         self._services = services
         self._model_of = model_of
@@ -80,7 +80,7 @@ class TextToImageDialect:
         strength: float | None = None,
     ) -> WebUiCall:
         pictures = wishes.pictures
-        spec = self._services.catalog.get(wishes.checkpoint or self._model_of(arrival))
+        spec = self._services.catalog.get(wishes.checkpoint or self._model_of(arrival, task))
         request = await ask_with_pictures(
             partial(
                 spec.request,
@@ -115,7 +115,7 @@ class ImageToImageDialect(TextToImageDialect):
 
     async def parse(self, content: object, arrival: Arrival) -> WebUiCall:
         wishes, without_effect = wishes_of(ImageToImage, content)
-        spec = self._services.catalog.get(wishes.checkpoint or self._model_of(arrival))
+        spec = self._services.catalog.get(wishes.checkpoint or self._model_of(arrival, Task.EDIT))
         strength = wishes.denoising_strength
         if strength is not None and spec.strength is None:
             # Front ends send it with every call, so a refusal would keep them from such models.

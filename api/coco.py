@@ -5,13 +5,14 @@ Source: cocodataset.org, "Data format"; results carry a ``score`` beside each an
 
 from typing import Any
 
+from api.codec import Term
 from api.vision_masks import coco_rle
 from core.errors import RequestError
 from core.request import InferenceRequest
-from core.vision import Box, Detect, Detections, Segment, Segmentation
+from core.vision import Box, Detect, Detections, Mask, Segment, Segmentation
 
 
-def coco(request: InferenceRequest, found: object) -> dict[str, Any]:
+def coco(request: InferenceRequest, found: object, term: Term) -> dict[str, Any]:
     """One image, numbered 1; a category for each label or prompt, numbered from 1."""
     if isinstance(found, Detections):
         assert isinstance(request.ask, Detect)
@@ -21,7 +22,7 @@ def coco(request: InferenceRequest, found: object) -> dict[str, Any]:
         assert isinstance(request.ask, Segment)
         names = [prompt.text for prompt in request.ask.prompts]
         annotations = [
-            _annotation(one.box, one.score, label) | _mask(coco_rle(one.mask), one.mask.runs)
+            _annotation(one.box, one.score, label) | _mask(one.mask, term)
             for label, instances in enumerate(found.prompts)
             for one in instances
         ]
@@ -47,7 +48,8 @@ def _annotation(box: Box, score: float, label: int) -> dict[str, Any]:
     }
 
 
-def _mask(segmentation: dict[str, Any], runs: bytes) -> dict[str, Any]:
+def _mask(mask: Mask, term: Term) -> dict[str, Any]:
     import numpy as np
 
-    return {"segmentation": segmentation, "area": int(np.frombuffer(runs, "<u4")[1::2].sum())}
+    term.check()
+    return {"segmentation": coco_rle(mask), "area": int(np.frombuffer(mask.runs, "<u4")[1::2].sum())}

@@ -4,13 +4,35 @@ Work that answers a finished job always gets in; new input is refused when too m
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
-from core.errors import CapacityError
+from core.errors import CapacityError, ExecutionError, RequestError
 
 T = TypeVar("T")
+
+
+class Term:
+    """How long an answer may be written: while its caller waits, and to ``until`` by the monotonic clock.
+
+    ``check`` it in the codec's thread between two pieces of long work; nothing else can end a thread's.
+    """
+
+    def __init__(self, until: float | None = None) -> None:
+        self.until = until
+        self.over = False
+
+    def check(self) -> None:
+        """Raises ``RequestError`` ``cancelled`` and ``ExecutionError`` ``deadline_exceeded``."""
+        if self.over:
+            raise RequestError("cancelled", "the request was cancelled")
+        if self.until is not None and time.monotonic() > self.until:
+            raise ExecutionError(
+                "deadline_exceeded", "the answer was not written within its time; allow more or ask for less"
+            )
 
 
 class Codec:
@@ -45,6 +67,14 @@ class Codec:
     async def finish(self, call: Callable[[], T]) -> T:
         """Run work for an answer; never refused, since the number of accepted jobs bounds it."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    async def write(self, call: Callable[[Term], T], until: float | None) -> T:
+        """As ``finish``, for work that may take long: its ``Term`` is over when this is cancelled."""
+        term = Term(until)
+        try:
+            return await self.finish(partial(call, term))
+        finally:
+            term.over = True
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

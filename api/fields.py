@@ -29,16 +29,22 @@ Model = TypeVar("Model", bound=Wire)
 
 
 class FieldFault(RequestError):
-    """A body that is not what its model says. ``detail`` is FastAPI's list, without the caller's input."""
+    """A body that is not what its model says. ``detail`` is FastAPI's list, without the caller's input.
 
-    def __init__(self, code: str, message: str, *, place: tuple[str | int, ...], kind: str) -> None:
+    said: what stands there, beside the place; the message is read without one.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, place: tuple[str | int, ...], kind: str, said: str | None = None
+    ) -> None:
         super().__init__(code, message, param=".".join(map(str, place)) or None)
         self.place = place
         self.kind = kind
+        self.said = said
 
     @property
     def detail(self) -> list[dict[str, Any]]:
-        return [{"type": self.kind, "loc": ["body", *self.place], "msg": message_of(self)}]
+        return [{"type": self.kind, "loc": ["body", *self.place], "msg": self.said or message_of(self)}]
 
 
 def checked(model: type[Model], content: object) -> Model:
@@ -52,7 +58,12 @@ def checked(model: type[Model], content: object) -> Model:
         # The caller's own word is not repeated: it could be anything.
         fault = unknown(str(place[-1]), _known(model, place[:-1]), ".".join(map(str, place[:-1])) or None)
         raise FieldFault(fault.code, fault.message, place=place[:-1], kind=kind)
-    raise FieldFault("invalid_parameter", first["msg"].removeprefix("Value error, "), place=place, kind=kind)
+    said = first["msg"].removeprefix("Value error, ")
+    if kind == "model_type":  # pydantic would name the class
+        said = "should be an object"
+    field = ".".join(map(str, place)) or "the body"
+    message = f"{field}: {said}"
+    raise FieldFault("invalid_parameter", message, place=place, kind=kind, said=said)
 
 
 def as_fault(error: ServingError, places: Mapping[str, tuple[str, ...]]) -> ServingError:
@@ -73,6 +84,8 @@ def worded(
     """
     detail = error.detail if isinstance(error, FieldFault) else message or message_of(error)
     body = {"detail": detail, "error": message_of(error), "code": error.code, "request_id": arrival.shown_id}
+    if error.param is not None:
+        body["param"] = error.param
     return Answer(orjson.dumps(body), status or status_of(error))
 
 

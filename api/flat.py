@@ -77,8 +77,10 @@ class FlatDialect:
         wishes = checked(FlatInput, job_input, "input")
         if wishes.prompt is None and prompt_fallback is None:
             raise _no_prompt()
-        spec = self.catalog.get(wishes.model)
         sources, mask = picture_sources(wishes), mask_source(wishes)
+        spec = self.catalog.get(wishes.model)
+        if wishes.model is None and spec.vision is not None:  # it looks at pictures; the caller means another
+            spec = self.catalog.able(Task.EDIT if sources else Task.GENERATE)
         task = _task(spec, pictures=len(sources))
         prompt = wishes.prompt
         if prompt is None and sources:

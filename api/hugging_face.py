@@ -34,6 +34,7 @@ from api.route import Route
 from core.errors import RequestError, ServingError
 from core.request import InferenceRequest, Task
 from core.result import InferenceResult
+from core.spec import PipelineSpec
 
 _WORDS: Final = {"steps": "num_inference_steps", "cfg": "guidance_scale", "images": "inputs"}
 
@@ -85,6 +86,10 @@ class _Pictures:
     def refuse(self, error: ServingError, arrival: Arrival) -> Answer:
         return refuse(error, arrival)
 
+    def _spec(self, name: str | None, arrival: Arrival, task: Task) -> PipelineSpec:
+        catalog, wanted = self._services.catalog, name or arrival.query.get("model")
+        return catalog.able(task) if wanted is None else catalog.get(wanted)
+
     def _format(self, wish: ImageFormat | None, arrival: Arrival) -> ImageFormat:
         return wish or preferred_format(arrival.headers) or self._services.options.output_format
 
@@ -98,7 +103,7 @@ class TextToImage(_Pictures):
     async def parse(self, content: object, arrival: Arrival) -> PictureCall:
         body = checked(TextToImageBody, content, "the body")
         wishes = body.parameters
-        spec = self._services.catalog.get(wishes.model or arrival.query.get("model"))
+        spec = self._spec(wishes.model, arrival, Task.GENERATE)
         request = await ask_with_pictures(
             partial(
                 spec.request,
@@ -135,7 +140,7 @@ class ImageToImage(_Pictures):
             body = checked(ImageToImageBody, content, "the body")
             source = ImageSource(body.inputs, "inputs")
         wishes = body.parameters
-        spec = self._services.catalog.get(wishes.model or arrival.query.get("model"))
+        spec = self._spec(wishes.model, arrival, Task.EDIT)
         width, height = wishes.size
         request = await ask_with_pictures(
             partial(

@@ -44,12 +44,16 @@ _WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class LookingCall:
-    """coco: the answer is COCO's detection JSON. picture: a PNG alone is wanted."""
+    """coco: the answer is COCO's detection JSON. picture: a PNG alone is wanted.
+
+    until: by the monotonic clock, when it is to be answered.
+    """
 
     request: InferenceRequest
     body: Body
     coco: bool
     picture: bool
+    until: float | None
 
     @property
     def requests(self) -> tuple[InferenceRequest, ...]:
@@ -92,7 +96,8 @@ class Looking:
                 "invalid_parameter", "format must be coco, of a task that finds objects", param="format"
             )
         accepted = arrival.headers.get("accept", "").partition(";")[0].strip().lower()
-        return LookingCall(request, body, coco=form == "coco", picture=accepted == "image/png")
+        until = None if timeout is None else arrival.started + timeout
+        return LookingCall(request, body, coco=form == "coco", picture=accepted == "image/png", until=until)
 
     async def render(self, call: LookingCall, results: Sequence[InferenceResult]) -> Answer:
         from api.hugging_face_vision_answers import told  # numpy's import would delay a first answer
@@ -101,9 +106,10 @@ class Looking:
         codec = self._services.intake.codec
         (result,) = results
         if call.picture:
-            return Answer(await codec.finish(partial(drawing, call.request, result)), media_type="image/png")
+            picture = await codec.write(partial(drawing, call.request, result), call.until)
+            return Answer(picture, media_type="image/png")
         most = self._services.options.max_answer_bytes
-        return Answer(await codec.finish(partial(told, call, result, most)))
+        return Answer(await codec.write(partial(told, call, result, most), call.until))
 
     def refuse(self, error: ServingError, arrival: Arrival) -> Answer:
         body = {"error": message_of(error), "code": error.code}

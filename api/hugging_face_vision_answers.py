@@ -10,9 +10,10 @@ import orjson
 import pybase64
 
 from api.coco import coco
+from api.codec import Term
 from api.hugging_face_vision import LookingCall
 from api.hugging_face_vision_fields import FeaturesBody
-from api.vision_answers import refuse_over
+from api.vision_answers import base64_length, refuse_over
 from api.vision_depth import depth_file
 from api.vision_features import normalized, tokens_of
 from api.vision_masks import as_png
@@ -21,14 +22,14 @@ from core.result import InferenceResult
 from core.vision import Box, DepthMap, Detect, Detections, Features, Segment, Segmentation
 
 
-def told(call: LookingCall, result: InferenceResult, most: int) -> bytes:
+def told(call: LookingCall, result: InferenceResult, most: int, term: Term) -> bytes:
     """JSON. Raises ``RequestError`` when it would be over ``most`` bytes."""
     if call.coco:
-        return orjson.dumps(coco(call.request, result.output))
-    return orjson.dumps(_value(call, result, most), option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(coco(call.request, result.output, term))
+    return orjson.dumps(_value(call, result, most, term), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _value(call: LookingCall, result: InferenceResult, most: int) -> Any:
+def _value(call: LookingCall, result: InferenceResult, most: int, term: Term) -> Any:
     ask, body = call.request.ask, call.body
     match result.output:
         case Detections() as found if isinstance(ask, Detect):
@@ -37,11 +38,15 @@ def _value(call: LookingCall, result: InferenceResult, most: int) -> Any:
                 for one in found.items
             ]
         case Segmentation() as found if isinstance(ask, Segment):
-            return _masks(ask, found, most)
+            return _masks(ask, found, most, term)
         case DepthMap() as found:
             width, height = found.size
+            remedy = "a smaller picture, or for image/png alone"
+            refuse_over(most, base64_length(len(found.values)), remedy)
+            depth = pybase64.b64encode(depth_file(found, "png")).decode()
+            refuse_over(most, base64_length(len(found.values)) + len(depth), remedy)
             return {
-                "depth": pybase64.b64encode(depth_file(found, "png")).decode(),
+                "depth": depth,
                 "predicted_depth": {
                     "shape": [height, width],
                     "dtype": "float32",
@@ -55,11 +60,12 @@ def _value(call: LookingCall, result: InferenceResult, most: int) -> Any:
     raise ExecutionError("pipeline_error", f"{result.model} answered with something else than was asked")
 
 
-def _masks(ask: Segment, found: Segmentation, most: int) -> list[dict[str, Any]]:
+def _masks(ask: Segment, found: Segmentation, most: int, term: Term) -> list[dict[str, Any]]:
     size = 0
     answer = []
     for prompt, instances in zip(ask.prompts, found.prompts, strict=True):
         for one in instances:
+            term.check()
             mask = as_png(one.mask)
             answer.append({"label": prompt.text, "score": one.score, "mask": mask})
             size += len(mask)

@@ -4,10 +4,11 @@ For a codec's thread: masks are turned into their form one after another, so one
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
+from api.codec import Term
 from api.vision_depth import depth_fields
 from api.vision_drawing import drawing
 from api.vision_features import features_answer
@@ -19,8 +20,10 @@ from core.errors import RequestError
 from core.result import InferenceResult
 from core.vision import DepthMap, Detect, Detections, Features, Instance, Segment, Segmentation
 
+_LESS_DEPTH: Final = 'output_format "png", or fewer images'
 
-def answer(call: VisionCall, results: Sequence[InferenceResult], most: int) -> bytes:
+
+def answer(call: VisionCall, results: Sequence[InferenceResult], most: int, term: Term) -> bytes:
     """A JSON object. Raises ``RequestError`` when it would be over ``most`` bytes, before it is that long."""
     body = call.body
     found = [result.output for result in results]
@@ -29,20 +32,19 @@ def answer(call: VisionCall, results: Sequence[InferenceResult], most: int) -> b
         refuse_over(most, features_bytes(body, features), 'encoding "base64" or pooled_only')
         told: dict[str, Any] = {"features": features_answer(body, features)}
     elif isinstance(body, DepthAnythingBody):
-        told = _depths([one for one in found if isinstance(one, DepthMap)], body, most)
+        told = _depths([one for one in found if isinstance(one, DepthMap)], body, most, term)
     elif found and isinstance(found[0], Detections):
         told = {"results": [detections(call, at, one) for at, one in enumerate(found)]}
     else:
-        told = {
-            "results": _segmentations(call, [one for one in found if isinstance(one, Segmentation)], most)
-        }
+        masks = [one for one in found if isinstance(one, Segmentation)]
+        told = {"results": _segmentations(call, masks, most, term)}
     return orjson.dumps(told | {"model_id": call.model}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def drawn(call: VisionCall, results: Sequence[InferenceResult]) -> bytes:
+def drawn(call: VisionCall, results: Sequence[InferenceResult], term: Term) -> bytes:
     """PNG of the first picture with what was found in it."""
     (result,) = results
-    return drawing(call.requests[0], result)
+    return drawing(call.requests[0], result, term)
 
 
 def detections(call: VisionCall, at: int, found: Any) -> dict[str, Any]:
@@ -59,12 +61,12 @@ def detections(call: VisionCall, at: int, found: Any) -> dict[str, Any]:
     }
 
 
-def _segmentations(call: VisionCall, found: Sequence[Segmentation], most: int) -> list[Any]:
+def _segmentations(call: VisionCall, found: Sequence[Segmentation], most: int, term: Term) -> list[Any]:
     form = call.mask_format
     masks = [one.mask for each in found for prompt in each.prompts for one in prompt]
     if form == "dense":
         refuse_over(most, sum(map(dense_bytes, masks)), 'output_format "rle"')
-    written = Written(form, most)
+    written = Written(form, most, term)
     return [
         [
             {
@@ -87,9 +89,10 @@ def _prompts(call: VisionCall, at: int) -> Any:
 class Written:
     """Instances in one form of masks, and how long they have become together."""
 
-    def __init__(self, form: MaskFormat, most: int) -> None:
+    def __init__(self, form: MaskFormat, most: int, term: Term) -> None:
         self._form = form
         self._most = most
+        self._term = term
         self._size = 0
 
     def instances(self, found: Sequence[Instance]) -> dict[str, Any]:
@@ -101,8 +104,10 @@ class Written:
             "boxes": [list(one.box) for one in found],
         }
         if self._form in ("polygons", "polygon"):
-            outlines = [polygons(one.mask) for one in found]
-            self._grow(sum(14 * len(line) for pair in outlines for lines in pair for line in lines))
+            outlines = []
+            for one in found:
+                outlines.append(polygons(one.mask))
+                self._grow(sum(14 * len(line) for lines in outlines[-1] for line in lines))
             return told | {
                 "masks_polygon": [outer for outer, _ in outlines],
                 "masks_polygon_holes": [holes for _, holes in outlines],
@@ -115,18 +120,22 @@ class Written:
         return told | {name: masks}
 
     def _grow(self, nbytes: int) -> None:
+        self._term.check()
         self._size += nbytes
         refuse_over(self._most, self._size, "a higher threshold, or fewer images")
 
 
-def _depths(found: Sequence[DepthMap], body: DepthAnythingBody, most: int) -> dict[str, Any]:
+def _depths(found: Sequence[DepthMap], body: DepthAnythingBody, most: int, term: Term) -> dict[str, Any]:
     """Of the first picture, as the first clients read it; of all of them beside it where there are more."""
     told: list[dict[str, Any]] = []
     size = 0
     for one in found:
+        term.check()
+        if body.output_format == "npy":
+            refuse_over(most, size + base64_length(len(one.values)), _LESS_DEPTH)
         told.append(depth_fields(one, body))
         size += len(told[-1]["depth_data"]) + len(told[-1].get("export", {}).get("data", ""))
-        refuse_over(most, size, 'output_format "png", or fewer images')
+        refuse_over(most, size, _LESS_DEPTH)
     return told[0] if len(told) == 1 else told[0] | {"results": told}
 
 
@@ -134,6 +143,10 @@ def _length(mask: Any) -> int:
     if isinstance(mask, orjson.Fragment):
         return 0  # counted before it was made
     return len(mask if isinstance(mask, str) else mask["counts"])
+
+
+def base64_length(nbytes: int) -> int:
+    return -(-nbytes // 3) * 4
 
 
 def refuse_over(most: int, size: int, remedy: str) -> None:

@@ -1,10 +1,10 @@
 """A depth map as a file: grey of 8 or 16 bits between its least and its greatest value, numbers, colours."""
 
-import base64
 import io
 from typing import Any, Final
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 
 from api.colours import by_value
@@ -28,12 +28,12 @@ def depth_fields(found: DepthMap, body: DepthAnythingBody) -> dict[str, Any]:
         "unit": found.unit,
     }
     answer: dict[str, Any] = {
-        "depth_data": base64.b64encode(depth_file(found, body.output_format)).decode(),
+        "depth_data": pybase64.b64encode(depth_file(found, body.output_format)).decode(),
         "format": f"{body.output_format}_base64",
         "metadata": metadata,
     }
     if body.export_format == "npz":
-        answer["export"] = {"format": "npz", "data": base64.b64encode(_npz(values)).decode()}
+        answer["export"] = {"format": "npz", "data": pybase64.b64encode(_npz(values)).decode()}
     elif body.export_format in _NOT_MADE:
         metadata["export"] = (
             f"no {body.export_format} is made here: it needs cameras, which one picture does not tell; "

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from api.codec import Term
 from api.colours import by_number
 from api.png import png
 from api.vision_depth import depth_colours
@@ -22,7 +23,7 @@ _ROWS: Final = 64
 _LONGEST_LABEL: Final = 40
 
 
-def drawing(request: InferenceRequest, result: InferenceResult) -> bytes:
+def drawing(request: InferenceRequest, result: InferenceResult, term: Term) -> bytes:
     """A PNG as large as the picture that was looked at."""
     found = result.output
     (picture,) = request.images
@@ -31,7 +32,7 @@ def drawing(request: InferenceRequest, result: InferenceResult) -> bytes:
     if isinstance(found, Features):
         return png(_features(found, picture).tobytes(), picture.size)
     if isinstance(found, Segmentation):
-        canvas = _masks(picture, request, found)
+        canvas = _masks(picture, request, found, term)
     elif isinstance(found, Detections):
         assert isinstance(request.ask, Detect)
         canvas = Pillow.frombytes("RGB", picture.size, picture.pixels)
@@ -44,7 +45,7 @@ def drawing(request: InferenceRequest, result: InferenceResult) -> bytes:
     return png(canvas.tobytes(), canvas.size)
 
 
-def _masks(picture: Image, request: InferenceRequest, found: Segmentation) -> Pillow.Image:
+def _masks(picture: Image, request: InferenceRequest, found: Segmentation, term: Term) -> Pillow.Image:
     """Each instance in a colour of its own, the prompt's name at its box."""
     assert isinstance(request.ask, Segment)
     pixels = np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, picture.width, 3).copy()
@@ -52,6 +53,7 @@ def _masks(picture: Image, request: InferenceRequest, found: Segmentation) -> Pi
     labels: list[tuple[Box, str, Colour]] = []
     for prompt, instances in zip(request.ask.prompts, found.prompts, strict=True):
         for one in instances:
+            term.check()
             colour = colours[len(labels)]
             _veil(pixels, dense_of(one.mask), colour)
             labels.append((one.box, f"{prompt.text} {one.score:.2f}".strip(), colour))

@@ -63,7 +63,7 @@ def _prompts(value: object) -> tuple[str, ...] | tuple[tuple[str, ...], ...]:
 def _overlaps(value: object) -> bool | tuple[float, ...]:
     if isinstance(value, bool):
         return value
-    if isinstance(value, list) and all(isinstance(w, int | float) and w is not True for w in value):
+    if isinstance(value, list) and all(isinstance(w, int | float) and not isinstance(w, bool) for w in value):
         return tuple(float(weight) for weight in value)
     raise ValueError("should be true, false, or a list of one weight for each prompt")
 

@@ -1,12 +1,12 @@
 """A mask in each of the forms in which clients read one, made from its run lengths, one mask at a time."""
 
-import base64
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import orjson
+import pybase64
 from numpy.typing import NDArray
 
 from api.png import png
@@ -27,7 +27,7 @@ def dense_of(mask: Mask) -> NDArray[np.uint8]:
 def rle(mask: Mask) -> dict[str, Any]:
     """The service's own: little-endian uint32 run lengths, column by column, zeros first, deflated."""
     width, height = mask.size
-    counts = base64.b64encode(zlib.compress(mask.runs, 6)).decode()
+    counts = pybase64.b64encode(zlib.compress(mask.runs, 6)).decode()
     return {"encoding": "rle", "size": [height, width], "counts": counts}
 
 
@@ -59,7 +59,9 @@ def coco_rle(mask: Mask) -> dict[str, Any]:
 
 def as_png(mask: Mask) -> str:
     """base64 of a grey PNG: 255 inside, 0 outside."""
-    return base64.b64encode(png((dense_of(mask) * np.uint8(255)).tobytes(), mask.size, "grey")).decode()
+    file = png((dense_of(mask) * np.uint8(255)).tobytes(), mask.size, "grey")
+    text: str = pybase64.b64encode(file).decode()
+    return text
 
 
 def as_lists(mask: Mask) -> orjson.Fragment:

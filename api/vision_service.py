@@ -121,9 +121,13 @@ class VisionService:
         """One for each picture: it meets others' in a batch. Raises ``RequestError``."""
         options = self._services.options
         sources = [ImageSource(one.content, f"images.{at}") for at, one in enumerate(body.images)]
-        images = await self._services.intake.load_within(
-            sources, time_left(options.timeout, arrival.started), options.max_request_pixels
-        )
+        left = time_left(options.timeout, arrival.started)
+        try:
+            images = await self._services.intake.load_within(sources, left, options.max_request_pixels)
+        except RequestError as error:
+            if error.param is None or len(sources) == 1:
+                raise
+            raise RequestError(error.code, f"{error.param}: {error.message}", param=error.param) from None
         left = time_left(options.timeout, arrival.started)
         try:
             return tuple(
@@ -146,10 +150,11 @@ class VisionService:
         from api.vision_answers import answer, drawn  # numpy's import would delay a server's first answer
 
         codec = self._services.intake.codec
+        options = self._services.options
+        until = None if options.timeout is None else call.started + options.timeout
         if call.render:
-            return Answer(await codec.finish(partial(drawn, call, results)), media_type="image/png")
-        most = self._services.options.max_answer_bytes
-        body = await codec.finish(partial(answer, call, results, most))
+            return Answer(await codec.write(partial(drawn, call, results), until), media_type="image/png")
+        body = await codec.write(partial(answer, call, results, options.max_answer_bytes), until)
         seconds = b"%.6f" % (time.monotonic() - call.started)
         return Answer(b'{"processing_time":' + seconds + b"," + body[1:])
 

@@ -151,7 +151,15 @@ class Service:
             states = [ticket.state for ticket in group if ticket.state is not None]
             return execution.decode(pipeline, states, [ticket.job.request for ticket in group])
 
-        results = self._isolated("decode", tick, tickets, run)
+        if tickets[0].job.request.ask is None:
+            self._answer(self._isolated("decode", tick, tickets, run))
+            return
+        # What was found is told row by row anyway, and masks may take seconds: whoever has left
+        # meanwhile costs none, nobody waits for those behind him, and no sum of them is taken for a hang.
+        for ticket in tickets:
+            self._answer(self._isolated("decode", tick, [ticket], run))
+
+    def _answer(self, results: Sequence[tuple[Ticket, InferenceResult]]) -> None:
         with self._ledger.lock:
             now = self._clock()
             for ticket, result in results:

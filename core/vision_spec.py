@@ -20,6 +20,8 @@ class VisionSpec:
     patch: pixels per token along one side.
     max_prompts: of one picture; each is a pass of the decoder. max_prompt_chars: of all of them together.
     max_boxes: of one prompt. max_found: instances or boxes of one picture that are answered, the best first.
+    max_mask_pixels: of the masks of one picture together, the best first. Each is drawn at the picture's
+        size, and nobody else can use the device meanwhile: on one core of a CPU 2**31 take about 20 s.
     """
 
     fit: Literal["square", "shortest", "longest", "either"]
@@ -31,6 +33,7 @@ class VisionSpec:
     max_prompt_chars: int = 2000
     max_boxes: int = 32
     max_found: int = 300
+    max_mask_pixels: int = 2**31
 
     def entry(self, size: Size) -> Size:
         """The size at which a picture of ``size`` enters the model."""

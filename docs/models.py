@@ -218,7 +218,7 @@ Pictures of any size enter a model at its own; what is found is told in the pixe
 of different callers share a forward where their pictures enter at the same size. Weights stay in fp32
 whatever `PRECISION_MODE` says, products follow it on a GPU, except Grounding DINO's, which stay in fp32.
 Prompts are counted for each picture, characters over all of its prompts, and no more is answered than found
-at most, the best first.
+at most, the best first: of masks that would have over 2^31 pixels together, fewer.
 """,
     {
         "Model": name,

@@ -17,6 +17,7 @@ from core.errors import CapacityError
 from core.request import InferenceRequest
 from core.spec import PipelineSpec
 from core.vision import Segment, Segmentation
+from core.vision_spec import VisionSpec
 from pipelines.condition_cache import ConditionCache
 from pipelines.looking import OneForward, finite
 from pipelines.options import ModelOptions, Report
@@ -44,7 +45,7 @@ def load(spec: PipelineSpec, options: ModelOptions, report: Report) -> "Sam3":
             retryable=False,
         )
     tokenizer = CLIPTokenizer.from_pretrained(loader.folder, local_files_only=True)
-    return Sam3(loader, model, tokenizer, spec.vision.max_found, options.condition_cache_bytes)
+    return Sam3(loader, model, tokenizer, spec.vision, options.condition_cache_bytes)
 
 
 @dataclass(slots=True)
@@ -79,13 +80,14 @@ class Sam3(OneForward[Inputs, Found]):
         loader: VisionLoader,
         model: Detector,
         tokenizer: CLIPTokenizer,
-        max_found: int,
+        limits: VisionSpec,
         cache_bytes: int,
     ) -> None:
         super().__init__(loader, model)
         self._model = model
         self._tokenizer = tokenizer
-        self._max_found = max_found
+        self._max_found = limits.max_found
+        self._max_mask_pixels = limits.max_mask_pixels
         cache = ConditionCache(cache_bytes, CACHED)
         self._encoding = Encoding(model, cache, tokenizer.pad_token_id)
         self.caches = cache.counts
@@ -129,7 +131,9 @@ class Sam3(OneForward[Inputs, Found]):
     def tell(self, request: InferenceRequest, raw: Found) -> Segmentation:
         for values in (raw.logits, raw.candidates.boxes, raw.candidates.masks):
             finite(values, request)
-        return segmentation(raw.candidates, _asked(request), request.size)
+        width, height = request.size
+        drawn = max(1, self._max_mask_pixels // (width * height))
+        return segmentation(raw.candidates.best(drawn), _asked(request), request.size)
 
     def _detect(
         self, together: Sequence[_Pass], pyramids: Mapping[int, list[Tensor]], texts: Mapping[Words, Tensor]

@@ -192,7 +192,7 @@ class Modes:
                         profile=settings.api_profile,
                         log_prompts=settings.log_prompts,
                         metrics_enabled=settings.metrics_enabled,
-                        max_vision_images=settings.max_vision_images,
+                        max_vision_images=settings.pictures_at_once,
                         max_request_pixels=settings.max_request_pixels,
                         max_answer_bytes=settings.max_answer_mb * MIB,
                     ),
@@ -247,7 +247,7 @@ class Modes:
             options=ApiOptions(
                 output_format=settings.output_format,
                 timeout=settings.request_timeout_seconds,
-                max_vision_images=settings.max_vision_images,
+                max_vision_images=settings.pictures_at_once,
                 max_request_pixels=settings.max_request_pixels,
                 max_answer_bytes=max_answer_bytes,
             ),

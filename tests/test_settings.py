@@ -89,6 +89,13 @@ def test_api_port_beats_port_beats_app_port() -> None:
     assert settings.load().api_port == 3
 
 
+def test_a_request_never_holds_more_pictures_than_may_wait() -> None:
+    """It would be told to come back for ever; as a job it would never end, and hold the others up."""
+    assert settings.load().pictures_at_once == 32
+    os.environ["MAX_QUEUE"] = "4"
+    assert settings.load().pictures_at_once == 4
+
+
 def test_case_and_blanks_are_forgiven() -> None:
     """Nobody should lose an evening to BF16 against bf16."""
     os.environ.update(PRECISION_MODE=" BF16", LOG_LEVEL="debug", STANDALONE_MODE="1 ")

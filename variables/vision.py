@@ -6,7 +6,7 @@ from pydantic_settings import BaseSettings
 
 class VisionSettings(BaseSettings):
     max_vision_images: int = Field(
-        32, ge=1, le=1000, description="most pictures of one request to a vision model"
+        32, ge=1, le=1000, description="most pictures of one request to a vision model; never over MAX_QUEUE"
     )
     max_request_pixels: int = Field(
         100_000_000, ge=64 * 64, description="most pixels of all its pictures together, decoded"

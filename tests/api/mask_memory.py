@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from api.codec import Term
 from api.vision_answers import Written
 from api.vision_drawing import drawing
 from core.request import Image
@@ -55,11 +56,11 @@ def instances() -> tuple[Instance, ...]:
 def main() -> None:
     found = instances()
     grown = {}
-    small = Written("rle", 2**30)
+    small = Written("rle", 2**30, Term())
     small.instances(found[:1])
     for form in ("rle", "coco_rle", "png", "polygons"):
         peak = Peak()
-        Written(form, 2**30).instances(found[:20] if form == "polygons" else found)  # the slow one
+        Written(form, 2**30, Term()).instances(found[:20] if form == "polygons" else found)  # the slow one
         grown[form] = peak.growth()
     picture = Image(pixels=bytes(SIZE[0] * SIZE[1] * 3), width=SIZE[0], height=SIZE[1])
     request = CUTTER.look(id="x", image=picture, ask=Segment(prompts=(SegmentPrompt(text="a"),)))
@@ -67,7 +68,7 @@ def main() -> None:
         id="x", output=Segmentation(size=SIZE, prompts=(found,)), model="cutter", seed=0, steps=1
     )
     peak = Peak()
-    drawing(request, result)
+    drawing(request, result, Term())
     grown["render"] = peak.growth()
     print(json.dumps(grown))
 

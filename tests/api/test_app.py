@@ -14,8 +14,10 @@ from PIL import Image as Pillow
 
 from api.budget import Lease
 from api.intake import ImageIntake, IntakeOptions
+from core.catalog import Catalog
 from core.errors import CapacityError, DeviceLost, ExecutionError, OutOfDeviceMemory, ServingError
-from tests.api.serving import Answer, Served, paint, png, serving, text
+from tests.api.findings import SEERS, VISION
+from tests.api.serving import ARTIST, Answer, Served, paint, png, serving, text
 
 WISHES = {"prompt": " Make it *pop* ", "image_base64": text(png()), "seed": 1234, "width": 96, "height": 64}
 
@@ -354,3 +356,40 @@ def _longest_wait(served: Served, file: str) -> float:
     caller.join(10)
     assert answers[0].status == 200
     return max(waits) / (time.monotonic() - began)
+
+
+PAINTING: dict[str, tuple[str, dict[str, object]]] = {
+    "flat, edit": ("/run", {"input": {"prompt": "p", "image_base64": text(png())}}),
+    "flat, generate": ("/runsync", {"input": {"prompt": "p"}}),
+    "hub, generate": ("/hf/text-to-image", {"inputs": "p"}),
+    "hub, edit": ("/hf/image-to-image", {"inputs": text(png()), "parameters": {"prompt": "p"}}),
+    "web ui, generate": ("/sdapi/v1/txt2img", {"prompt": "p"}),
+    "web ui, edit": ("/sdapi/v1/img2img", {"prompt": "p", "init_images": [text(png())]}),
+    "openai": ("/v1/images/generations", {"prompt": "p"}),
+    "first gateway": ("/generate", {"prompt": "p"}),
+}
+
+
+@pytest.mark.parametrize("name", PAINTING)
+def test_a_default_that_only_looks_leaves_painting_to_the_others(name: str) -> None:
+    """Clients of the first services name no model: which one is the default is not their concern."""
+    path, body = PAINTING[name]
+    headers = {"Content-Type": "application/json"}
+    with serving(catalog=Catalog([*SEERS, ARTIST], default="cutter")) as running:
+        answer = running.client.request("POST", path, json.dumps(body).encode(), headers)
+        assert answer.status == 200, answer.body
+        assert running.painter.entered.get(timeout=5).model == "artist"
+    with serving(catalog=VISION) as running:
+        answer = running.client.request("POST", path, json.dumps(body).encode(), headers)
+        assert 400 <= answer.status < 500
+        assert b"no model here can" in answer.body or b"cannot generate" in answer.body
+
+
+def test_the_web_ui_offers_no_model_that_only_looks() -> None:
+    """Chosen in a front end it could make no picture."""
+    with serving(catalog=Catalog([*SEERS, ARTIST], default="cutter")) as running:
+        models = running.client.request("GET", "/sdapi/v1/sd-models").json()
+        assert [model["title"] for model in models] == ["artist"]
+        assert running.client.request("GET", "/sdapi/v1/options").json()["sd_model_checkpoint"] == "artist"
+    with serving(catalog=VISION) as running:
+        assert running.client.request("GET", "/sdapi/v1/options").status == 200

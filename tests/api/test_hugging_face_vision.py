@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 from pycocotools import mask as pycocotools
 from pycocotools.coco import COCO
 
+from api.app import ApiOptions
 from tests.api.findings import VISION
 from tests.api.serving import Answer, Served, png, serving
 from tests.api.test_hostile import BODIES, check_refusal
@@ -99,6 +100,17 @@ def test_depth_estimation(seeing: Served) -> None:
     numbers = np.frombuffer(base64.b64decode(told["data"]), "<f4").reshape(told["shape"])
     assert np.array_equal(numbers, np.asarray(half_red())[..., 0])
     assert (answer["kind"], answer["unit"]) == ("depth", "relative")
+
+
+def test_depth_of_too_large_a_picture_is_refused() -> None:
+    """Its numbers are four bytes a pixel; MAX_ANSWER_MB holds for every JSON of a vision model."""
+    values = 80 * 60 * 4 // 3 * 4
+    for most, status in ((values - 1, 422), (values + 1, 422), (values + 2000, 200)):
+        with serving(ApiOptions(max_answer_bytes=most), catalog=VISION) as small:
+            answer = ask(small, "depth-estimation")
+            assert answer.status == status, answer.body[:200]
+            if status == 422:
+                assert f"over the limit of {most}; ask for a smaller picture" in answer.json()["error"]
 
 
 def test_image_feature_extraction(client: Callable[[str], InferenceClient], seeing: Served) -> None:

@@ -276,6 +276,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "a long prompt": ("sam3", {"prompts": ["a" * 3000]}, 422, "over the limit of 2000"),
     "threshold": ("sam3", {"prompts": ["a"], "threshold": 1.5}, 422, "less than or equal to 1"),
     "threshold is text": ("sam3", {"prompts": ["a"], "threshold": "0.5"}, 422, ""),
+    "a weight of false": (
+        "sam3",
+        {"prompts": ["a"], "resolve_overlaps": [False]},
+        422,
+        "should be true, false",
+    ),
     "weights": ("sam3", {"prompts": ["a"], "resolve_overlaps": [1, 2]}, 422, "2 weights for 1 prompts"),
     "a weight below 0": (
         "sam3",
@@ -312,6 +318,19 @@ def test_what_cannot_be_is_refused_by_name(seeing: Served, name: str) -> None:
     assert answer.json()["detail"]
     check_refusal(answer)
     assert seeing.painter.entered.empty()
+
+
+def test_a_refusal_names_the_field_without_its_detail(seeing: Served) -> None:
+    """A job's ``error`` is one sentence: it says which field or picture, and names no class of ours."""
+    missing = ask(seeing, "grounding-dino").json()
+    assert missing["error"] == "prompts: Field required"
+    assert missing["detail"] == [{"type": "missing", "loc": ["body", "prompts"], "msg": "Field required"}]
+    broken = ask(seeing, "dinov3", images=[PICTURE, "bm9uZQ=="]).json()
+    assert broken["error"].startswith("images.1: the image cannot be read")
+    assert broken["param"] == "images.1"
+    assert ask(seeing, "dinov3", images=["bm9uZQ=="]).json()["error"].startswith("the image cannot")
+    none = seeing.client.request("POST", "/inference/sam3", b"[]", JSON).json()
+    assert (none["error"], "Sam3" in none["detail"][0]["msg"]) == ("the body: should be an object", False)
 
 
 @pytest.mark.parametrize("slug", SLUGS)

@@ -8,17 +8,21 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 
 import pytest
 
 from batching.job import JobState
 from batching.mux import BatchMux, BatchPolicy
 from core.errors import CapacityError, DeviceLost, ServingError
+from core.request import InferenceRequest, Task
 from core.result import InferenceResult
+from core.vision import Depth, DepthMap
 from tests.batching.conftest import StartMux
 from tests.fakes import (
     WAIT,
     Clock,
+    PaintedState,
     PaintingPipeline,
     Poison,
     Turnstile,
@@ -184,6 +188,55 @@ def test_a_call_is_no_hang_while_one_of_its_rows_has_time(start_mux: StartMux) -
     gate.open()
     assert futures[1].result(timeout=WAIT)
     assert plug.result(timeout=WAIT)
+
+
+class LookingPipeline(PaintingPipeline):
+    """Finds the depth of each picture; telling of each may take long."""
+
+    def decode(self, states: Sequence[PaintedState]) -> list[InferenceResult]:
+        found = DepthMap(size=(16, 16), values=bytes(4 * 256), kind="depth", unit="metre")
+        results = super().decode(states)
+        return [
+            result if state.request.ask is None else replace(result, output=found)
+            for state, result in zip(states, results, strict=True)
+        ]
+
+
+def look(id: str) -> InferenceRequest:
+    return replace(make_request(id, steps=1, timeout=600.0), task=Task.DEPTH, ask=Depth())
+
+
+def test_what_was_found_is_told_row_by_row(start_mux: StartMux) -> None:
+    """Each has ``hang_after`` to itself, the first is answered before the last is told, and one who left
+    meanwhile costs no time: pictures full of large masks, abandoned, must not end the process."""
+    gate, restarts, clock = Turnstile("prepare", "decode"), Restarts(), Clock()
+    pipeline = LookingPipeline(gate)
+    mux = start_mux(pipeline, replace(EIGHT, hang_after=30.0), on_fatal=restarts, clock=clock)
+    plug = mux.submit(make_request("plug", size=(32, 32)))
+    gate.waiting()  # so that the others come together
+    first, left, last = (mux.submit(look(id)) for id in ("first", "left", "last"))
+    gate.pass_one()
+    assert gate.waiting() == ["plug"]  # decode
+    gate.pass_one()
+    assert plug.result(timeout=WAIT)
+    assert gate.waiting() == ["first", "left", "last"]  # prepare
+    gate.pass_one()
+    assert gate.waiting() == ["first"]
+    left.cancel()
+    clock.advance(20.0)
+    gate.pass_one()
+    assert first.result(timeout=WAIT)
+    assert gate.waiting() == ["last"]
+    last.cancel()
+    clock.advance(20.0)
+    probe = mux.submit(make_request("probe", timeout=0.3))
+    clock.advance(0.3)
+    assert isinstance(probe.exception(timeout=WAIT), ServingError)  # the watchdog has looked
+    assert mux.stats().fatal is None
+    gate.open()
+    assert mux.submit(look("next")).result(timeout=WAIT)
+    assert pipeline.stages("decode")[1:] == [["first"], ["last"], ["next"]]
+    assert restarts.reasons.empty()
 
 
 def test_a_slow_load_expires_callers_and_is_no_hang(start_mux: StartMux) -> None:

@@ -307,3 +307,18 @@ def test_only_the_best_are_held_on_to(pipeline: Sam3, options: ModelOptions) -> 
     kept = sorted((one.score for found in best.prompts for one in found), reverse=True)
     assert len(scores) > 20
     assert kept == pytest.approx(scores[:5], abs=FLOATS)
+
+
+def test_large_pictures_are_told_fewer_masks(pipeline: Sam3, options: ModelOptions) -> None:
+    """Each is drawn at the picture's size while nobody else has the device; one at least always is."""
+    vision = SPEC.vision
+    assert vision is not None
+    request = segment(*looks.LABELS)
+    (whole,) = run(pipeline, [request])
+    scores = sorted((one.score for found in whole.prompts for one in found), reverse=True)
+    assert len(scores) > 3
+    for pixels, count in ((3 * 96 * 72 + 1, 3), (1, 1)):
+        few = load(replace(SPEC, vision=replace(vision, max_mask_pixels=pixels)), options, Silent())
+        (told,) = run(few, [request])
+        kept = sorted((one.score for found in told.prompts for one in found), reverse=True)
+        assert kept == pytest.approx(scores[:count], abs=FLOATS)
