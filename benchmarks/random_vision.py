@@ -100,7 +100,7 @@ def feeler() -> Any:
 def _segmenting(loader: VisionLoader, model: Any, spec: PipelineSpec) -> Any:
     assert spec.vision is not None
     tokenizer = CLIPTokenizer.from_pretrained(loader.folder, local_files_only=True)
-    return Sam3(loader, model, tokenizer, spec.vision.max_found, cache_bytes=0)
+    return Sam3(loader, model, tokenizer, spec.vision, cache_bytes=0)
 
 
 def _detecting(loader: VisionLoader, model: Any, spec: PipelineSpec) -> Any:
