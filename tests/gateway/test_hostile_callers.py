@@ -1,0 +1,61 @@
+"""Callers who try to get at what is not theirs, or to take the gateway from the others."""
+
+import json
+
+import pytest
+
+from api.keys import KeyRing
+from tests.gateway.fronting import fronting
+from tests.gateway.test_passing import sent_headers, telling
+
+CALLER = {"X-API-Key": "caller"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v2/a/../../v2/other/run", "/v2/a/%2e%2E/%2e./other/run", "/v2/a/..%2f..%2fother/run"),
+        *("/files/../v1/models", "/files/..%5c..%5crun", "/files/./x", "/files/.."),
+    ],
+)
+def test_no_path_climbs_out_of_what_it_names(path: str) -> None:
+    """Proxies before a server resolve dots: another endpoint would be asked, with the operator's key."""
+    with (
+        telling() as port,
+        fronting([f"http://127.0.0.1:{port}/v2/mine"], runpod_key="operators") as fronted,
+    ):
+        answer = fronted.client.request("POST", path, b"{}", CALLER)
+        assert (answer.status, answer.json()["code"]) == (404, "not_found")
+        kept = fronted.client.request("POST", "/v2/a/run", b"{}", CALLER).json()
+    assert kept["path"] == "/v2/mine/run"
+
+
+@pytest.mark.parametrize("value", ["käse", "x" * 8000])
+def test_header_values_arrive_as_they_were_written(value: str) -> None:
+    """In UTF-8, as most programs write what is not ASCII."""
+    with telling() as port, fronting([port]) as fronted:
+        seen = sent_headers(fronted, {"X-Title": value.encode()})  # type: ignore[dict-item]
+    assert seen["x-title"].encode("latin-1").decode() == value
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a:99999",
+        "http://a:0",
+        "http://a\r\nb/",
+        "http://a\x00",
+        "http://[::1",
+        "http://käse",
+        "file:///x",
+    ],
+)
+def test_an_address_that_is_none_is_refused_by_the_admin_path(url: str) -> None:
+    """Not kept and tried for ever."""
+    admin = KeyRing.of(True, ["operator"])
+    with telling() as port, fronting([port], admin=admin) as fronted:
+        body = json.dumps({"url": url}).encode()
+        headers = {"X-API-Key": "operator"}
+        answer = fronted.client.request("POST", "/gateway/upstreams", body, headers)
+        assert answer.status == 422, answer
+        assert len(fronted.gateway.fleet.upstreams) == 1
