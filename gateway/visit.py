@@ -147,6 +147,7 @@ class Visit:
         try:
             if self._kind is Kind.GENERATE and held.reply.status >= 400 and held.reply.status != 422:
                 await self._reword(held)
+            held.passing()
             await self._pass_on(held.reply)
         except CutOff:
             self._code = "upstream_error"

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from api.keys import KeyRing
-from tests.gateway.fronting import fronting
+from tests.api.serving import serving
+from tests.gateway.fronting import ask, fronting, until
 from tests.gateway.test_passing import sent_headers, telling
 
 CALLER = {"X-API-Key": "caller"}
@@ -59,3 +60,31 @@ def test_an_address_that_is_none_is_refused_by_the_admin_path(url: str) -> None:
         answer = fronted.client.request("POST", "/gateway/upstreams", body, headers)
         assert answer.status == 422, answer
         assert len(fronted.gateway.fleet.upstreams) == 1
+
+
+def test_slow_senders_do_not_hold_the_places_of_others() -> None:
+    """A byte a second would keep a connection busy and a place taken for as long as the caller likes."""
+    with serving() as worker, fronting([worker.client.port], max_concurrent=1) as fronted:
+        with fronted.client.socket() as slow:
+            head = b"POST /run HTTP/1.1\r\nHost: g\r\nContent-Length: 5000000\r\n\r\n"
+            slow.sendall(head + b" " * 70_000)
+            until(lambda: fronted.gateway.fleet.under_way == 1)
+            answer = ask(fronted.client, 1)
+            assert answer is not None
+            assert answer.status == 200
+            assert slow.recv(64).startswith(b"HTTP/1.1 408")
+        assert fronted.gateway.fleet.balancer.standings[0].failures == 0
+
+
+def test_slow_readers_do_not_hold_the_places_of_others() -> None:
+    """The server is done with what they read."""
+    picture = b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n" + b"A" * 10_000_000
+    with telling(picture) as port, fronting([port], max_concurrent=1) as fronted:
+        slow = [fronted.client.socket() for _ in range(3)]
+        for caller in slow:
+            caller.sendall(b"POST /run HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{}")
+            assert caller.recv(64).startswith(b"HTTP/1.1 200")
+        assert fronted.gateway.fleet.under_way == 3
+        for caller in slow:
+            caller.close()
+        until(lambda: fronted.gateway.fleet.under_way == 0)
