@@ -25,6 +25,7 @@ _CONNECT_SECONDS: Final = 10.0
 _CONTINUE_SECONDS: Final = 1.0  # RFC 9110: a client does not wait for ever for a 100
 _SILENT_SECONDS: Final = 5.0  # of a server that has answered 100 before
 _HEALTH_BYTES: Final = 2**20
+_READ_BYTES: Final = 32 * 1024  # ahead of a caller who reads slowly; twice as much at most
 _SKIPPED: Final = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")  # aiohttp's own
 
 
@@ -165,6 +166,7 @@ class Upstream:
                 request_class=_offering(self.options, self._habits),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
+                read_bufsize=_READ_BYTES,
                 trust_env=False,
                 skip_auto_headers=_SKIPPED,
                 timeout=aiohttp.ClientTimeout(
