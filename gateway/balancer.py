@@ -72,6 +72,11 @@ class Standing:
         last = self.used.get(model)
         return last is not None and now - last < remember_seconds
 
+    @property
+    def there(self) -> bool:
+        """It answers, well or badly."""
+        return self.ejected_until is None or 0 < self.errors == self.failures
+
     def has_room(self, most: int) -> bool:
         return self.outstanding - self.answered < most
 
@@ -130,10 +135,8 @@ class Balancer:
         """
         usable = [
             standing
-            for standing in self._standings.values()
-            if standing.usable(now)
-            and standing.name not in tried
-            and (among is None or standing.name in among)
+            for standing in self._usable(now)
+            if standing.name not in tried and (among is None or standing.name in among)
         ]
         free = [standing for standing in usable if standing.has_room(self.policy.max_outstanding)]
         if not free:
@@ -144,7 +147,12 @@ class Balancer:
     def has_room(self, now: float) -> bool:
         """Whether any server could take any request."""
         most = self.policy.max_outstanding
-        return any(each.usable(now) and each.has_room(most) for each in self._standings.values())
+        return any(each.has_room(most) for each in self._usable(now))
+
+    def _usable(self, now: float) -> list[Standing]:
+        """Where nobody else is left, those that fail what they are asked: it may be one caller's requests."""
+        kept = [each for each in self._standings.values() if not each.draining]
+        return [each for each in kept if each.usable(now)] or [each for each in kept if each.there]
 
     def _cost(self, standing: Standing, model: str | None, now: float) -> tuple[bool, bool, float, int]:
         cost = standing.load

@@ -167,7 +167,7 @@ class Fleet:
 
     def reachable(self, upstream: Upstream) -> bool:
         standing = self.balancer.standing(upstream.name)
-        return standing is not None and standing.ejected_until is None
+        return standing is not None and standing.there
 
     async def look(self) -> None:
         """One round of probes; those who wait may wait for a server that is due for its trial."""

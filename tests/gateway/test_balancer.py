@@ -220,3 +220,18 @@ def test_what_was_under_way_before_does_not_let_a_second_request_try() -> None:
     assert balance.pick(1, tried={"b"}).name is None
     balance.end("a", 1, Outcome.GOOD)
     assert balance.pick(1, tried={"b"}).name == "a"
+
+
+def test_when_all_fail_what_they_are_asked_they_are_asked_nevertheless() -> None:
+    """It may be one caller's requests that fail; nobody is saved by turning everybody away."""
+    balance = balancer()
+    for name in ("a", "b"):
+        for _ in range(5):
+            balance.begin(name, 0)
+            balance.end(name, 0, Outcome.ERROR)
+        assert balance.pick(0).name is not None
+    balance.begin("a", 0)
+    balance.end("a", 0, Outcome.GOOD)
+    assert balance.pick(0, tried={"a"}).name is None
+    fail(balance, "a", 5)
+    assert balance.pick(0, tried={"b"}).name is None

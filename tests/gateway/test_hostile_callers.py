@@ -5,6 +5,7 @@ import json
 import pytest
 
 from api.keys import KeyRing
+from core.errors import ExecutionError
 from tests.api.serving import serving
 from tests.gateway.fronting import ask, fronting, until
 from tests.gateway.test_passing import sent_headers, telling
@@ -88,3 +89,25 @@ def test_slow_readers_do_not_hold_the_places_of_others() -> None:
         for caller in slow:
             caller.close()
         until(lambda: fronted.gateway.fleet.under_way == 0)
+
+
+def test_requests_that_fail_take_nobody_elses_server_away() -> None:
+    """One caller repeats what the only server cannot do; others can, and their jobs are still found."""
+    with serving() as worker, fronting([worker.client.port]) as fronted:
+        worker.painter.fault = ExecutionError("pipeline_error", "this picture cannot be made")
+        assert [answer and answer.status for answer in (ask(fronted.client, n) for n in range(8))] == [
+            500
+        ] * 8
+        assert fronted.client.get("/files/none.png").status == 404
+        worker.painter.fault = None
+        answer = ask(fronted.client, 9)
+        assert answer is not None
+        assert answer.status == 200
+
+
+def test_lists_of_all_servers_are_asked_for_plain() -> None:
+    """Two compressed answers cannot be made one, so all but the first server's would be missing."""
+    with telling() as one, telling() as two, fronting([one, two]) as fronted:
+        until(lambda: len(fronted.gateway.fleet.seen) == 2)
+        seen = fronted.client.request("GET", "/jobs", None, {"Accept-Encoding": "gzip"}).json()
+    assert "accept-encoding" not in {name.lower() for name, _ in seen["headers"]}
