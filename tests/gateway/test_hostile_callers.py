@@ -1,6 +1,7 @@
 """Callers who try to get at what is not theirs, or to take the gateway from the others."""
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -111,3 +112,21 @@ def test_lists_of_all_servers_are_asked_for_plain() -> None:
         until(lambda: len(fronted.gateway.fleet.seen) == 2)
         seen = fronted.client.request("GET", "/jobs", None, {"Accept-Encoding": "gzip"}).json()
     assert "accept-encoding" not in {name.lower() for name, _ in seen["headers"]}
+
+
+def test_no_body_is_taken_for_a_request() -> None:
+    """The parser drops the body of a request that offers another protocol, and reads on behind its head."""
+    with telling() as port, fronting([port]) as fronted, fronted.client.socket() as caller:
+        inner = b"GET /live HTTP/1.1\r\nHost: g\r\n\r\n"
+        offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+        head = b"POST /run HTTP/1.1\r\nHost: g\r\n" + offer + b"Content-Length: %d\r\n\r\n"
+        caller.sendall(head % len(inner))
+        got = caller.recv(4096)
+        caller.settimeout(2)
+        with suppress(ConnectionError):
+            caller.sendall(inner)
+            while chunk := caller.recv(4096):
+                got += chunk
+        assert got.startswith(b"HTTP/1.1 400")
+        assert b"alive" not in got
+        assert fronted.gateway.fleet.under_way == 0
