@@ -70,7 +70,7 @@ def test_slow_senders_do_not_hold_the_places_of_others() -> None:
         with fronted.client.socket() as slow:
             head = b"POST /run HTTP/1.1\r\nHost: g\r\nContent-Length: 5000000\r\n\r\n"
             slow.sendall(head + b" " * 70_000)
-            until(lambda: fronted.gateway.fleet.under_way == 1)
+            until(lambda: slow.send(b" ") == 1 and fronted.gateway.fleet.under_way == 1)
             answer = ask(fronted.client, 1)
             assert answer is not None
             assert answer.status == 200
