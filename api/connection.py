@@ -19,6 +19,8 @@ MAX_HEADER_BYTES = 64 * 1024
 _READ_AHEAD_DECLARED = STEP
 _READ_AHEAD = 64 * 1024
 
+_FRAMING = (b"content-length", b"transfer-encoding")
+
 # A reader hears at least this often, in seconds, that its caller is still sending.
 _BEAT = 0.2
 
@@ -124,6 +126,9 @@ class GuardedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             raise ValueError("too many header bytes")  # which the parser passes on: 400, and the end
 
     def on_headers_complete(self) -> None:
+        framing = [(name, value) for name, value in self.headers if name in _FRAMING]
+        if self.parser.should_upgrade() and any(value != b"0" for _, value in framing):
+            raise ValueError("the parser would take the body for the next request")
         self._in_headers, self._header_bytes = False, 0
         self._in_body = True
         declared = any(name == b"content-length" for name, _ in self.headers)

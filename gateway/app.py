@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from gateway.visit import Visit
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+log = logging.getLogger("batchmux.gateway")
 
 
 class Gateway:
@@ -61,8 +65,11 @@ class Gateway:
 
     async def _watch(self) -> None:
         while True:
-            await self.admin.catch_up()
-            await self.fleet.look()
+            try:
+                await self.admin.catch_up()
+                await self.fleet.look()
+            except Exception:  # unwatched, a server that was out would stay out
+                log.exception("the servers could not be looked at")
             await asyncio.sleep(self.options.probe_every)
 
     async def stop(self) -> None:

@@ -46,6 +46,7 @@ class Standing:
 
     name: str
     outstanding: int = 0
+    answered: int = 0  # of them: the server is done, and the caller is still reading
     work: float = 0.0
     reported: float = 0.0
     failures: int = 0  # in a row
@@ -70,6 +71,14 @@ class Standing:
             return True
         last = self.used.get(model)
         return last is not None and now - last < remember_seconds
+
+    @property
+    def there(self) -> bool:
+        """It answers, well or badly."""
+        return self.ejected_until is None or 0 < self.errors == self.failures
+
+    def has_room(self, most: int) -> bool:
+        return self.outstanding - self.answered < most
 
     @property
     def load(self) -> float:
@@ -126,12 +135,10 @@ class Balancer:
         """
         usable = [
             standing
-            for standing in self._standings.values()
-            if standing.usable(now)
-            and standing.name not in tried
-            and (among is None or standing.name in among)
+            for standing in self._usable(now)
+            if standing.name not in tried and (among is None or standing.name in among)
         ]
-        free = [standing for standing in usable if standing.outstanding < self.policy.max_outstanding]
+        free = [standing for standing in usable if standing.has_room(self.policy.max_outstanding)]
         if not free:
             return Pick(None, full=bool(usable))
         best = min(free, key=lambda standing: self._cost(standing, model, now))
@@ -140,7 +147,12 @@ class Balancer:
     def has_room(self, now: float) -> bool:
         """Whether any server could take any request."""
         most = self.policy.max_outstanding
-        return any(each.usable(now) and each.outstanding < most for each in self._standings.values())
+        return any(each.has_room(most) for each in self._usable(now))
+
+    def _usable(self, now: float) -> list[Standing]:
+        """Where nobody else is left, those that fail what they are asked: it may be one caller's requests."""
+        kept = [each for each in self._standings.values() if not each.draining]
+        return [each for each in kept if each.usable(now)] or [each for each in kept if each.there]
 
     def _cost(self, standing: Standing, model: str | None, now: float) -> tuple[bool, bool, float, int]:
         cost = standing.load
@@ -164,18 +176,28 @@ class Balancer:
             if len(standing.used) > 64:
                 del standing.used[min(standing.used, key=standing.used.__getitem__)]
 
-    def end(self, name: str, now: float, outcome: Outcome, *, work: float = 1.0) -> None:
+    def answered(self, name: str) -> None:
+        """The server is done with one, whose caller still reads: a slow reader takes nobody's place."""
+        standing = self._standings.get(name)
+        if standing is not None:
+            standing.answered += 1
+
+    def end(
+        self, name: str, now: float, outcome: Outcome, *, work: float = 1.0, answered: bool = False
+    ) -> None:
         """Its answer is over. A server that was removed meanwhile is not missed."""
         standing = self._standings.get(name)
         if standing is None:
             return
         standing.outstanding = max(0, standing.outstanding - 1)
+        standing.answered = max(0, standing.answered - answered)
         standing.work = max(0.0, standing.work - work) if standing.outstanding else 0.0
         if outcome is Outcome.GOOD:
             standing.failures = standing.errors = standing.trips = 0
             standing.ejected_until, standing.trial = None, False
         elif outcome is Outcome.NEUTRAL:
-            standing.trial = False
+            # With others under way it may have been one from before the ejection, and the trial still runs.
+            standing.trial = standing.trial and standing.outstanding > 0
         else:
             self._failed(standing, now, outcome)
 

@@ -17,6 +17,9 @@ from core.errors import RequestError
 PEEK: Final = 64 * 1024  # bytes; a body up to here can be sent again
 
 _STALL_SECONDS: Final = 30.0
+# A body that a server waits for takes a place there, so it must come at a pace: no slower in any piece.
+_PACE_BYTES: Final = 64 * 1024
+_PACE_SECONDS: Final = 5.0
 _IN_JSON: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _IN_FORM: Final = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n')
 _NESTS: Final = ("input", "params", "openai_input")
@@ -76,20 +79,26 @@ class Body:
         for chunk in self._held:
             if chunk:
                 yield chunk
+        clock = asyncio.get_running_loop().time
+        waited, mark = 0.0, self._size  # the server's own pauses are not the caller's
         while self._more and not self.gone:
             self._drawn = True
-            chunk = await self._next()
+            began = clock()
+            chunk = await self._next(_PACE_SECONDS - waited)
+            waited += clock() - began
             if self.gone:
                 raise ConnectionError("the caller left")  # so that what was sent is no complete request
+            if self._size - mark >= _PACE_BYTES:
+                waited, mark = 0.0, self._size
             yield chunk
 
-    async def _next(self) -> bytes:
+    async def _next(self, seconds: float = _STALL_SECONDS) -> bytes:
         try:
-            async with asyncio.timeout(_STALL_SECONDS):
+            async with asyncio.timeout(seconds):
                 message = await self._receive()
         except TimeoutError:
             self.fault = RequestError(
-                "request_timeout", f"the body stood still for {_STALL_SECONDS:g} s; send it faster"
+                "request_timeout", "the body comes too slowly, or stands still; send it faster or smaller"
             )
             raise self.fault from None
         if message["type"] == "http.disconnect":

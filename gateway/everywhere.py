@@ -44,7 +44,9 @@ async def ask_all(ask: Ask, servers: Sequence[Upstream]) -> tuple[Upstream, Repl
 async def _ask(server: Upstream, ask: Ask | None) -> tuple[Reply, bytes] | None:
     assert ask is not None
     try:
-        told = await server.ask(ask)
+        # Plain, for answers in another coding could not be made one.
+        plain = [(name, value) for name, value in ask.headers if name != b"accept-encoding"]
+        told = await server.ask(replace(ask, headers=plain))
     except (Unanswered, ServingError):
         return None
     try:

@@ -127,8 +127,13 @@ class Fleet:
             self.release(turn.result(), Outcome.NEUTRAL)
         turn.cancel()
 
-    def release(self, upstream: Upstream, outcome: Outcome) -> None:
-        self.balancer.end(upstream.name, self.clock(), outcome)
+    def answered(self, upstream: Upstream) -> None:
+        """The server is done, its answer is on its way; ``release`` follows."""
+        self.balancer.answered(upstream.name)
+        self._hand_out()
+
+    def release(self, upstream: Upstream, outcome: Outcome, *, answered: bool = False) -> None:
+        self.balancer.end(upstream.name, self.clock(), outcome, answered=answered)
         if outcome in (Outcome.BROKEN, Outcome.ERROR):
             log.info("server=%s outcome=%s", upstream.name, outcome.value)
         self._hand_out()
@@ -162,7 +167,7 @@ class Fleet:
 
     def reachable(self, upstream: Upstream) -> bool:
         standing = self.balancer.standing(upstream.name)
-        return standing is not None and standing.ejected_until is None
+        return standing is not None and standing.there
 
     async def look(self) -> None:
         """One round of probes; those who wait may wait for a server that is due for its trial."""

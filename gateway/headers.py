@@ -20,6 +20,8 @@ _REMADE: Final = frozenset({b"host", b"expect", b"via", b"x-request-id", b"x-for
 _CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"cookie"})
 _PSEUDONYM: Final = re.compile(rb"batchmux-gateway-([0-9a-f]{16})")
 
+NO_BODY: Final = (204, 304)  # whatever length they name
+
 MOST_GATEWAYS: Final = 4  # one behind the other; more is a circle through processes of one gateway
 
 
@@ -63,7 +65,7 @@ def onward(
     listed = list(headers)
     host, via = value_of(listed, b"host"), value_of(listed, b"via")
     sent = [
-        (name.decode("latin-1"), value.decode("latin-1"))
+        (name.decode("latin-1"), _as_written(value))
         for name, value in end_to_end(listed)
         if name not in _REMADE and (keep_credentials or name not in _CREDENTIALS)
     ]
@@ -79,9 +81,18 @@ def onward(
     return sent
 
 
-def back(headers: Iterable[Header], *, request_id: str, own_id: str) -> list[Header]:
+def _as_written(value: bytes) -> str:
+    """aiohttp encodes in UTF-8: what was UTF-8 arrives byte for byte, and what was not, readable."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def back(headers: Iterable[Header], *, status: int, request_id: str, own_id: str) -> list[Header]:
     """What the caller is sent; our own HTTP server writes the date."""
-    answered = [(name, value) for name, value in end_to_end(headers) if name not in (b"date", b"via")]
+    dropped = {b"date", b"via"} | ({b"content-length"} if status in NO_BODY else set())
+    answered = [(name, value) for name, value in end_to_end(headers) if name not in dropped]
     if not any(name == b"x-request-id" for name, _ in answered):
         answered.append((b"x-request-id", request_id.encode("latin-1")))
     answered.append((b"via", f"1.1 batchmux-gateway-{own_id}".encode()))

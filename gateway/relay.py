@@ -48,6 +48,14 @@ class Held:
         self.upstream = upstream
         self._fleet = fleet
         self._counted = counted
+        self._answered = False
+
+    def passing(self) -> None:
+        """From here on an answer whose length is known waits for its caller alone."""
+        known = any(name.lower() == b"content-length" for name, _ in self.reply.headers)
+        if self._counted and known and not self._answered:
+            self._answered = True
+            self._fleet.answered(self.upstream)
 
     async def done(self, *, cut: bool = False, left: bool = False) -> None:
         """cut: the server broke off. left: the caller did not wait for the end."""
@@ -58,7 +66,7 @@ class Held:
         outcome = _outcome(self.reply)
         if cut or left:
             outcome = Outcome.ERROR if cut else Outcome.NEUTRAL
-        self._fleet.release(self.upstream, outcome)
+        self._fleet.release(self.upstream, outcome, answered=self._answered)
 
 
 class Relay:

@@ -15,7 +15,7 @@ import aiohttp
 from yarl import URL
 
 from gateway.asking import Ask, CutOff, Reply, Unanswered
-from gateway.headers import onward
+from gateway.headers import NO_BODY, onward
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
@@ -25,6 +25,7 @@ _CONNECT_SECONDS: Final = 10.0
 _CONTINUE_SECONDS: Final = 1.0  # RFC 9110: a client does not wait for ever for a 100
 _SILENT_SECONDS: Final = 5.0  # of a server that has answered 100 before
 _HEALTH_BYTES: Final = 2**20
+_READ_BYTES: Final = 32 * 1024  # ahead of a caller who reads slowly; twice as much at most
 _SKIPPED: Final = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")  # aiohttp's own
 
 
@@ -108,9 +109,9 @@ class Upstream:
             raise Unanswered("timeout", silent=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unanswered(type(error).__name__) from None
-        if not _framed(ask.method, response):
+        if not 200 <= response.status <= 599 or not _framed(ask.method, response):
             response.close()
-            raise Unanswered("an answer whose end cannot be told")
+            raise Unanswered("no final answer, or one whose end cannot be told")
         return Reply(
             status=response.status,
             headers=list(response.raw_headers),
@@ -165,6 +166,7 @@ class Upstream:
                 request_class=_offering(self.options, self._habits),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
+                read_bufsize=_READ_BYTES,
                 trust_env=False,
                 skip_auto_headers=_SKIPPED,
                 timeout=aiohttp.ClientTimeout(
@@ -195,8 +197,12 @@ def _offering(options: Connecting, habits: Habits) -> type[aiohttp.ClientRequest
         ) -> None:
             waiting = self._continue
             if waiting is not None:
-                writer.send_headers()
-                await writer.drain()
+                try:
+                    writer.send_headers()
+                    await writer.drain()
+                except ConnectionError:  # an idle connection that was being closed; the reader hears of it
+                    conn.close()
+                    return
                 seconds = options.silent_seconds if habits.continues else options.continue_seconds
                 try:
                     await asyncio.wait((waiting,), timeout=seconds)
@@ -216,10 +222,15 @@ def _offering(options: Connecting, habits: Habits) -> type[aiohttp.ClientRequest
 
 
 def _framed(method: str, response: aiohttp.ClientResponse) -> bool:
-    """Whether a cut would be seen: an answer that ends with the connection may end anywhere."""
-    if method == "HEAD" or response.status in (204, 304):
+    """Whether a cut would be seen: an answer that ends with the connection may end anywhere.
+
+    Chunks tell the end only where they are the last coding: RFC 9112, section 6.3.
+    """
+    if method == "HEAD" or response.status in NO_BODY:
         return True
-    return "Content-Length" in response.headers or "chunked" in response.headers.get("Transfer-Encoding", "")
+    codings = ",".join(response.headers.getall("Transfer-Encoding", ()))
+    chunked = codings.rpartition(",")[2].strip().lower() == "chunked"
+    return chunked or (not codings and "Content-Length" in response.headers)
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -10,11 +10,12 @@ import secrets
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from starlette.types import Receive, Scope, Send
 
 from api.exchange import request_id
-from core.errors import CapacityError, RequestError, ServingError, UpstreamError
+from core.errors import CapacityError, ExecutionError, RequestError, ServingError, UpstreamError
 from gateway.asking import Ask, CutOff, Reply
 from gateway.body import Body
 from gateway.headers import back, is_loop, value_of
@@ -77,6 +78,12 @@ class Visit:
             await self._refuse(failure.error, failure.sentence)
         except ServingError as error:
             await self._refuse(error, None)
+        except Exception:
+            log.exception("request=%s failed in a way nobody foresaw", self._id)
+            if not self._status:
+                fault = ExecutionError("pipeline_error", "the gateway failed; its operator can look it up")
+                await self._refuse(fault, None)
+            # Else a broken transfer: nobody can tell what the answer would have been.
 
     def _enter(self) -> str:
         """Who it is. Raises ``RequestError`` for whoever may not enter and for what has been here before."""
@@ -84,7 +91,7 @@ class Visit:
             raise UpstreamError(
                 "upstream_error", "this request came through this gateway before; its servers lead back to it"
             )
-        if not self._path.startswith("/"):
+        if not self._path.startswith("/") or _climbs(self._path):
             raise RequestError("not_found", "no such path here")
         if self._gateway.admin.owns(self._path):
             return self._gateway.admin.owner(self._headers)
@@ -140,6 +147,7 @@ class Visit:
         try:
             if self._kind is Kind.GENERATE and held.reply.status >= 400 and held.reply.status != 422:
                 await self._reword(held)
+            held.passing()
             await self._pass_on(held.reply)
         except CutOff:
             self._code = "upstream_error"
@@ -166,7 +174,7 @@ class Visit:
         held.reply.close = told.close
 
     async def _pass_on(self, told: Reply) -> None:
-        headers = back(told.headers, request_id=self._id, own_id=self._options.own_id)
+        headers = back(told.headers, status=told.status, request_id=self._id, own_id=self._options.own_id)
         if self._options.cors_origins:
             headers = [pair for pair in headers if not pair[0].startswith(b"access-control-")]
         # The first bytes are waited for, so that a server that breaks off before them can be told of.
@@ -215,3 +223,8 @@ class Visit:
         }
         level = logging.DEBUG if self._path in PUBLIC else logging.INFO
         log.log(level, "%s", " ".join(f"{name}={value}" for name, value in pairs.items() if value != ""))
+
+
+def _climbs(path: str) -> bool:
+    """Whether a server, or a proxy before it, may take the path for another one than was looked at here."""
+    return not {".", ".."}.isdisjoint(unquote(path).replace("\\", "/").split("/"))

@@ -52,5 +52,15 @@ def check_server(address: str) -> None:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("each server must be http://host:port or https://host")
-    if "@" in parts.netloc or parts.query or parts.fragment or "\\" in address or " " in address:
+    if "@" in parts.netloc or parts.query or parts.fragment or "\\" in address or not _plain(address):
         raise ValueError("a server's address holds no key, query or blank; keys have variables of their own")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("a server's port is a number from 1 to 65535")
+
+
+def _plain(address: str) -> bool:
+    return all("!" <= letter <= "~" for letter in address)

@@ -194,3 +194,44 @@ def test_the_retry_budget_bounds_what_failures_add() -> None:
         balance.earn()
         retried += balance.may_retry()
     assert 3 <= retried <= 3 + 100 * 0.2
+
+
+def test_a_slow_reader_takes_nobodys_place() -> None:
+    """Ten callers who read a byte now and then would keep everybody else from an idle server."""
+    balance = balancer("a", max_outstanding=1)
+    balance.begin("a", 0)
+    assert balance.pick(0).full
+    balance.answered("a")
+    assert balance.pick(0).name == "a"
+    balance.begin("a", 0)
+    balance.end("a", 0, Outcome.GOOD, answered=True)
+    assert balance.pick(0).full
+    balance.end("a", 0, Outcome.GOOD)
+    assert balance.pick(0).name == "a"
+
+
+def test_what_was_under_way_before_does_not_let_a_second_request_try() -> None:
+    """Its caller left; that says nothing of the trial."""
+    balance = balancer()
+    balance.begin("a", 0)
+    fail(balance, "a", 5)
+    balance.begin("a", 1)
+    balance.end("a", 1, Outcome.NEUTRAL)
+    assert balance.pick(1, tried={"b"}).name is None
+    balance.end("a", 1, Outcome.GOOD)
+    assert balance.pick(1, tried={"b"}).name == "a"
+
+
+def test_when_all_fail_what_they_are_asked_they_are_asked_nevertheless() -> None:
+    """It may be one caller's requests that fail; nobody is saved by turning everybody away."""
+    balance = balancer()
+    for name in ("a", "b"):
+        for _ in range(5):
+            balance.begin(name, 0)
+            balance.end(name, 0, Outcome.ERROR)
+        assert balance.pick(0).name is not None
+    balance.begin("a", 0)
+    balance.end("a", 0, Outcome.GOOD)
+    assert balance.pick(0, tried={"a"}).name is None
+    fail(balance, "a", 5)
+    assert balance.pick(0, tried={"b"}).name is None

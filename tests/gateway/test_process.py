@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 import settings
 from tests.api.serving import Served, serving
 from tests.gateway.fronting import until
+from tests.gateway.test_passing import telling
 
 ROOT = Path(__file__).resolve().parents[2]
 STRANGER = {variable for variable, _, _ in settings.describe()}
@@ -108,8 +109,7 @@ def test_the_lines_of_the_guide(worker: Served, tmp_path: Path) -> None:
         root = json.loads(body)
         assert root["mode"] == "gateway"
         assert root["text2image_server_url"] == f"http://localhost:{worker.client.port}"
-        held = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]
-        assert int(held) / 1024 <= 80
+        assert held(pid) <= 80
     assert "MAX_CONCURRENT_REQUESTS=10" in (tmp_path / "log").read_text()
 
 
@@ -132,6 +132,27 @@ def test_the_line_with_gunicorn(worker: Served, tmp_path: Path) -> None:
         status, body = curl(GENERATE, port)
         assert status == 200, body
         until(lambda: (tmp_path / "log").read_text().count("it is N times 10") == 2)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as flood:
+            flood.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %0999d\r\n" % (n, n) for n in range(100)))
+            assert not flood.recv(100).startswith(b"HTTP/1.1 200")  # nor does it wait for more
+
+
+def test_slow_readers_of_large_answers_cost_little_each(tmp_path: Path) -> None:
+    """40 callers, 10 MB for each of them, and nobody reads."""
+    picture = b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n" + b"A" * 10_000_000
+    with telling(picture) as server, started("python -m gateway", tmp_path, server) as (port, pid):
+        before = held(pid)
+        with ExitStack() as readers:
+            for _ in range(40):
+                reader = readers.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+                reader.sendall(b"POST /run HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{}")
+                assert reader.recv(12) == b"HTTP/1.1 200"
+            assert held(pid) - before <= 40 * 1.5
+
+
+def held(pid: int) -> float:
+    """MiB."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def test_no_model_library_is_in_the_process() -> None:
