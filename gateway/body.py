@@ -166,8 +166,8 @@ def model_in(beginning: bytes, content_type: str, *, complete: bool) -> str | No
 
 def _model_of(value: Any) -> str | None:
     while isinstance(value, dict):
-        model = value.get("model")
-        if isinstance(model, str) and model:
-            return model
+        for name in ("model", "model_id"):  # the second is the vision routes' word
+            if isinstance(model := value.get(name), str) and model:
+                return model
         value = next((value[name] for name in _NESTS if name in value), None)
     return None

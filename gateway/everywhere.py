@@ -38,7 +38,7 @@ async def ask_all(ask: Ask, servers: Sequence[Upstream]) -> tuple[Upstream, Repl
     alone = len(good) == 1 and ask.path != "/jobs"
     if alone or not all(isinstance(body, dict) for body in bodies.values()):
         return server, replace(told, chunks=once(content))
-    return server, reply(_merged(ask.path, bodies), told.status)
+    return server, reply(merged(ask.path, bodies), told.status)
 
 
 async def _ask(server: Upstream, ask: Ask | None) -> tuple[Reply, bytes] | None:
@@ -57,7 +57,7 @@ async def _ask(server: Upstream, ask: Ask | None) -> tuple[Reply, bytes] | None:
         await told.close()
 
 
-def _merged(path: str, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def merged(path: str, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     listed = list(bodies.values())
     if path == "/jobs":
         return _jobs(bodies)
@@ -65,10 +65,23 @@ def _merged(path: str, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         return listed[0] | {
             name: _union(listed, name, key) for name, key in (("data", "id"), ("models", "name"))
         }
+    if path == "/models/status":
+        return _models(listed)
     if path.endswith(("/health", "/purge-queue", "/purge")):
         total: dict[str, Any] = _sum(listed)
         return total
     return listed[0]
+
+
+def _models(bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of each kind the model of a server that has it loaded, where one has; memory is that of all."""
+    kinds: dict[str, Any] = {}
+    for body in bodies:
+        for kind, model in (body.get("models") or {}).items():
+            if kind not in kinds or (isinstance(model, dict) and model.get("loaded") is True):
+                kinds[kind] = model
+    total = sum(float(body.get("total_memory_mb") or 0) for body in bodies)
+    return bodies[0] | {"models": kinds, "total_memory_mb": round(total, 1)}
 
 
 def _union(bodies: Sequence[dict[str, Any]], name: str, key: str) -> list[Any]:
