@@ -8,7 +8,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
-BENCHES := mux_overhead scheduler_sim http_load denoising image_path step_batching pocket_edit gpu gpu_vision job_store http_overhead loading memory vision gateway gateway_restarts capacity
+BENCHES := mux_overhead scheduler_sim http_load denoising image_path step_batching pocket_edit gpu gpu_vision job_store restart http_overhead loading memory vision gateway gateway_restarts capacity
 RAY_BENCHES := ray_serve
 MODEL := $(or $(DEFAULT_MODEL),pocket-edit)
 
