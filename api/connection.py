@@ -6,6 +6,7 @@ its sending side counts as gone, too, as with most servers: its job is cancelled
 """
 
 import asyncio
+import re
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -18,6 +19,11 @@ MAX_HEADER_BYTES = 64 * 1024
 # the budget for bodies when that happens; what comes in chunks is not.
 _READ_AHEAD_DECLARED = STEP
 _READ_AHEAD = 64 * 1024
+
+# Java's own client and curl offer HTTP/2 with their first request. A server may go on without it, but the
+# parser drops the body of a request that offers another protocol: it is not shown such an offer.
+_OFFERS_HTTP2 = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*\r\n", re.IGNORECASE)
+_OFFER = re.compile(rb"\r\n(?:upgrade|http2-settings):[^\r\n]*", re.IGNORECASE)
 
 _FRAMING = (b"content-length", b"transfer-encoding")
 
@@ -102,6 +108,8 @@ class GuardedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._close_in(self.header_seconds)
         if self._in_headers:
             self._header_bytes += len(data)
+        elif not self._in_body:
+            data = _without_offer(data)
         super().data_received(data)  # type: ignore[arg-type]
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
@@ -190,6 +198,14 @@ class GuardedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _without_offer(data: bytes | memoryview) -> bytes | memoryview:
+    """What begins with a request, whose whole head is in it: else the parser meets the offer, and refuses."""
+    if not _OFFERS_HTTP2.search(data[:MAX_HEADER_BYTES]):
+        return data
+    head, end, rest = bytes(data).partition(b"\r\n\r\n")
+    return _OFFER.sub(b"", head + b"\r\n")[:-2] + end + rest if end else data
 
 
 def guarded(**limits: Any) -> type[GuardedProtocol]:

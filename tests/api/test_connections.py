@@ -297,3 +297,37 @@ def test_overload_is_refused_before_the_body() -> None:
             answer = refused.recv(4096)
     assert statuses(answer) == [429]
     assert b"retry-after: 1" in answer.lower()
+
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+
+
+def test_an_offer_of_http2_is_passed_over(served: Served) -> None:
+    """Java's own client makes it with its first request: body and all, that is answered as if it had not."""
+    head = b"POST /run HTTP/1.1\r\nHost: x\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    closing = b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with served.client.socket() as connection:
+        connection.sendall(head % (OFFER, len(BODY)) + BODY + closing)
+        assert statuses(receive_all(connection)) == [200, 200]
+
+
+def test_a_body_behind_any_other_offer_is_refused(served: Served) -> None:
+    """The parser would drop it and read on behind the head, as if what follows were a request."""
+    inner = b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    for offer in (b"Upgrade: another\r\n", b"Upgrade: h2c, another\r\n"):
+        head = b"POST /run HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n%sContent-Length: %d\r\n\r\n"
+        with served.client.socket() as connection:
+            connection.sendall(head % (offer, len(inner)) + inner)
+            assert statuses(receive_all(connection)) == [400]
+
+
+def test_an_offer_in_pieces_is_refused_and_not_misread(served: Served) -> None:
+    """The offer is only seen where the head comes whole; elsewhere no body may pass for a request."""
+    head = (
+        b"POST /run HTTP/1.1\r\nHost: x\r\n" + OFFER + b"Connection: close\r\nContent-Length: 5\r\n\r\nGET /"
+    )
+    with served.client.socket() as connection:
+        connection.sendall(head[:40])
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(head[40:])
+        assert set(statuses(receive_all(connection))) <= {400, 422}

@@ -118,7 +118,7 @@ def test_no_body_is_taken_for_a_request() -> None:
     """The parser drops the body of a request that offers another protocol, and reads on behind its head."""
     with telling() as port, fronting([port]) as fronted, fronted.client.socket() as caller:
         inner = b"GET /live HTTP/1.1\r\nHost: g\r\n\r\n"
-        offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+        offer = b"Connection: Upgrade\r\nUpgrade: another\r\n"
         head = b"POST /run HTTP/1.1\r\nHost: g\r\n" + offer + b"Content-Length: %d\r\n\r\n"
         caller.sendall(head % len(inner))
         got = caller.recv(4096)
