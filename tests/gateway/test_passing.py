@@ -117,7 +117,7 @@ def test_answers_are_those_of_the_worker_byte_for_byte(pair: tuple[Fronted, Serv
         ),
         *(("POST", "/v1/images/generations", generation), ("POST", "/v1/generate", b"{}")),
         *(
-            ("POST", "/hf/text-to-image", b'{"inputs":"x"}'),
+            ("POST", "/hf/text-to-image", b'{"inputs":"x","parameters":{"seed":1}}'),
             ("GET", "/files/none", b""),
             ("GET", "/nowhere", b""),
         ),
