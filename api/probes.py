@@ -1,7 +1,7 @@
 """What balancers, platforms and people ask about this process; none of it waits for a model."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -14,8 +14,8 @@ from api.vision_kinds import kinds_of
 from api.welcome import page
 from core.errors import CapacityError
 from core.service import Health
+from core.version import VERSION
 
-VERSION: Final = "0.1.0"  # of pyproject.toml, which a checkout that runs has not installed
 Answering = Callable[[], Awaitable[Response]]
 
 

@@ -4,7 +4,7 @@ For a codec's thread: masks are turned into their form one after another, so one
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -13,12 +13,14 @@ from api.vision_depth import depth_fields
 from api.vision_drawing import drawing
 from api.vision_features import features_answer
 from api.vision_features import nbytes as features_bytes
-from api.vision_fields import DepthAnythingBody, Dinov3Body, MaskFormat
+from api.vision_fields import DepthAnythingBody, Dinov3Body, GroundingDinoBody, MaskFormat
 from api.vision_masks import FORMS, dense_bytes, polygons
 from api.vision_service import VisionCall
 from core.errors import RequestError
 from core.result import InferenceResult
-from core.vision import DepthMap, Detect, Detections, Features, Instance, Segment, Segmentation
+from core.vision import DepthMap, Detect, Detections, Features, Instance, Segment, Segmentation, SegmentPrompt
+
+F = TypeVar("F", Features, DepthMap, Detections, Segmentation)
 
 _LESS_DEPTH: Final = 'output_format "png", or fewer images'
 
@@ -26,18 +28,17 @@ _LESS_DEPTH: Final = 'output_format "png", or fewer images'
 def answer(call: VisionCall, results: Sequence[InferenceResult], most: int, term: Term) -> bytes:
     """A JSON object. Raises ``RequestError`` when it would be over ``most`` bytes, before it is that long."""
     body = call.body
-    found = [result.output for result in results]
     if isinstance(body, Dinov3Body):
-        features = [one for one in found if isinstance(one, Features)]
+        features = _all(Features, results)
         refuse_over(most, features_bytes(body, features), 'encoding "base64" or pooled_only')
         told: dict[str, Any] = {"features": features_answer(body, features)}
     elif isinstance(body, DepthAnythingBody):
-        told = _depths([one for one in found if isinstance(one, DepthMap)], body, most, term)
-    elif found and isinstance(found[0], Detections):
-        told = {"results": [detections(call, at, one) for at, one in enumerate(found)]}
+        told = _depths(_all(DepthMap, results), body, most, term)
+    elif isinstance(body, GroundingDinoBody):
+        found = _all(Detections, results)
+        told = {"results": [_detections(call, at, one) for at, one in enumerate(found)]}
     else:
-        masks = [one for one in found if isinstance(one, Segmentation)]
-        told = {"results": _segmentations(call, masks, most, term)}
+        told = {"results": _segmentations(call, _all(Segmentation, results), most, term)}
     return orjson.dumps(told | {"model_id": call.model}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -47,11 +48,19 @@ def drawn(call: VisionCall, results: Sequence[InferenceResult], term: Term) -> b
     return drawing(call.requests[0], result, term)
 
 
-def detections(call: VisionCall, at: int, found: Any) -> dict[str, Any]:
+def _all(kind: type[F], results: Sequence[InferenceResult]) -> list[F]:
+    """What was found, none left out. Raises ``TypeError`` where one is of another kind."""
+    found = [result.output for result in results]
+    for one in found:
+        if not isinstance(one, kind):
+            raise TypeError(f"found {type(one).__name__} where {kind.__name__} was asked for")
+    return found  # type: ignore[return-value]  # each was looked at
+
+
+def _detections(call: VisionCall, at: int, found: Detections) -> dict[str, Any]:
     """``labels`` in the caller's own spelling; ``text_labels`` are the words that were recognised."""
     ask = call.requests[at].ask
     assert isinstance(ask, Detect)
-    assert isinstance(found, Detections)
     return {
         "scores": [one.score for one in found.items],
         "labels": [ask.labels[one.label] for one in found.items],
@@ -80,7 +89,7 @@ def _segmentations(call: VisionCall, found: Sequence[Segmentation], most: int, t
     ]
 
 
-def _prompts(call: VisionCall, at: int) -> Any:
+def _prompts(call: VisionCall, at: int) -> tuple[SegmentPrompt, ...]:
     ask = call.requests[at].ask
     assert isinstance(ask, Segment)
     return ask.prompts

@@ -3,6 +3,7 @@
 It knows no model: the limits of one are its row's.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -138,8 +139,8 @@ class VisionBody(Wire):
     images: Pictures = Field(min_length=1, description="each is looked at on its own")
     model_id: Text | None = Field(None, max_length=200, description="name, alias or hub id; else the usual")
 
-    def asks(self) -> list[Ask]:
-        raise NotImplementedError
+    @abstractmethod
+    def asks(self) -> list[Ask]: ...
 
 
 class Sam3Body(VisionBody):

@@ -22,6 +22,7 @@ from typing import Any
 import ray
 import yaml
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,11 +71,16 @@ def wait_for(replicas: int, seconds: float = 180.0) -> None:
 
 
 def report() -> dict[str, Any]:
-    """What each replica and the ingress have counted, and the replicas' process ids."""
+    """What each replica and the ingress have counted, and the replicas' process ids.
+
+    One that has died is left out; for a moment after its end it is still asked.
+    """
     try:
-        replicas = serve.get_deployment_handle("Replica", APPLICATION).broadcast("report").results()
+        asked = serve.get_deployment_handle("Replica", APPLICATION).broadcast("report")
+        told = asked.results(return_exceptions=True)
     except DeploymentUnavailableError:  # scaled to none
-        replicas = []
+        told = []
+    replicas = [one for one in told if not isinstance(one, RayActorError)]
     [ingress] = serve.get_deployment_handle("Ingress", APPLICATION).broadcast("counts").results()
     return {
         "replicas": {

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
+from core.version import VERSION
 from gateway.asking import Reply
 from gateway.fleet import Fleet
 from gateway.refusals import reply
@@ -83,7 +84,7 @@ class OwnPages:
         servers = [_address(upstream) for upstream in self._fleet.upstreams.values()]
         return {
             "message": "batchmux gateway: text-to-image and image editing",
-            "version": "1.0.0",
+            "version": VERSION,
             "status": "running",
             "text2image_server_url": ",".join(servers),
             "mode": "gateway",

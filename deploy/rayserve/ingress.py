@@ -114,12 +114,15 @@ class Ingress:
 
     async def _purge(self, model: str | None) -> tuple[int, int]:
         try:
-            answers = await self._replicas.broadcast("purge", model).results_async()
+            told = await self._replicas.broadcast("purge", model).results_async(return_exceptions=True)
         except DeploymentUnavailableError:
             return 0, 0  # nobody holds anything
+        answers = [one for one in told if not isinstance(one, RayActorError)]  # nor does one that has died
         for answer in answers:
             if isinstance(answer, Failed):
                 raise answer.error
+            if isinstance(answer, BaseException):
+                raise answer
         return sum(gone for gone, _ in answers), sum(left for _, left in answers)
 
     async def _keep_asking(self) -> None:

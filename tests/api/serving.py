@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from fastapi import FastAPI
 from PIL import Image as Pillow
 
 from api.app import AccessOptions, ApiOptions, create_app
@@ -150,6 +151,10 @@ class Answer:
     def json(self) -> Any:
         return json.loads(self.body)
 
+    @property
+    def code(self) -> str:
+        return "ok" if self.status == 200 else str(self.json()["code"])
+
     def picture(self) -> Pillow.Image:
         return Pillow.open(io.BytesIO(base64.b64decode(self.json()["image"], validate=True)))
 
@@ -157,13 +162,14 @@ class Answer:
 class Client:
     """One request per connection, over a real socket."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, timeout: float = 20) -> None:
         self.port = port
+        self._timeout = timeout
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self._timeout)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -197,6 +203,25 @@ Keeping = Callable[[Submit, ImageIntake], AbstractContextManager[JobService | No
 
 def _keeps_nothing(submit: Submit, intake: ImageIntake) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def unserved(intake: ImageIntake, access: AccessOptions | None = None) -> FastAPI:
+    """The application without a server, for those who ask what it declares."""
+
+    def health() -> Health:
+        return Health(state="ready", model="painter")
+
+    return create_app(
+        Painter(),
+        CATALOG,
+        health,
+        ApiOptions(),
+        intake=intake,
+        files=FileStore(FileOptions(folder=Path("never made"))),
+        metrics=Metrics(health, Stats),
+        admit=lambda: None,
+        access=access,
+    )
 
 
 @contextmanager

@@ -5,26 +5,20 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from starlette.routing import Route as StarletteRoute
 
-from api.app import AccessOptions, ApiOptions, create_app
-from api.files import FileOptions, FileStore
+from api.app import AccessOptions
 from api.intake import ImageIntake, IntakeOptions
 from api.keys import KeyRing
-from api.metrics import Metrics
-from core.service import Health
-from core.stats import Stats
-from tests.api.serving import CATALOG, Answer, Client, Painter, Served, png, serving, text
+from tests.api.serving import Answer, Client, Served, png, serving, text, unserved
 
 WISHES = {"prompt": "p", "image_base64": text(png()), "seed": 5, "width": 96, "height": 64}
 KEYS = KeyRing.of(True, ["devtoken", "second"])
 HEALTHS = {"/health", "/firered/health", "/vision/health", "/sdxl/health"}
-METRICS = Metrics(lambda: Health(state="ready", model="painter"), Stats)
 PUBLIC = HEALTHS | {"/health/gpu", "/", "/live", "/ready", "/ping", "/metrics", "/files/{name}"}
 
 
@@ -42,16 +36,7 @@ def call(client: Client, method: str, path: str, **headers: str) -> Answer:
 def test_every_route_but_the_public_ones_asks_for_a_key(locked: Served) -> None:
     """Read from the application itself, so that a route added later is checked too."""
     with ImageIntake(IntakeOptions()) as intake:
-        app = create_app(
-            Painter(),
-            CATALOG,
-            lambda: Health(state="ready", model="painter"),
-            ApiOptions(),
-            intake=intake,
-            files=FileStore(FileOptions(folder=Path("never made"))),
-            metrics=METRICS,
-            admit=lambda: None,
-        )
+        app = unserved(intake)
     asked = 0
     for route in app.routes:
         assert isinstance(route, StarletteRoute) or hasattr(route, "methods")
@@ -92,17 +77,7 @@ def test_what_nobody_declared_public_is_closed(method: str, path: str, locked: S
 def test_a_route_added_past_the_table_is_closed() -> None:
     """Nobody needs to remember the gate."""
     with ImageIntake(IntakeOptions()) as intake:
-        app = create_app(
-            Painter(),
-            CATALOG,
-            lambda: Health(state="ready", model="painter"),
-            ApiOptions(),
-            intake=intake,
-            files=FileStore(FileOptions(folder=Path("never made"))),
-            metrics=METRICS,
-            admit=lambda: None,
-            access=AccessOptions(keys=KEYS),
-        )
+        app = unserved(intake, AccessOptions(keys=KEYS))
 
         @app.get("/added")
         async def added() -> dict[str, bool]:

@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from api.app import ApiOptions, create_app
 from api.dialect import Answer, Arrival, Endpoint
 from api.errors import STATUS
-from api.files import FileOptions, FileStore
 from api.intake import ImageIntake, IntakeOptions
-from api.metrics import Metrics
 from core.errors import ServingError
-from core.service import Health
-from core.stats import Stats
-from tests.api.serving import CATALOG, INSIDE, Painter
+from tests.api.serving import INSIDE, unserved
 from tests.api.test_errors import every_class
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,23 +19,13 @@ HOUSE = ("api", "batching", "core", "gateway", "pipelines", "serverless")
 # Where the contract of a dialect's first clients has another status, or a sentence of its own.
 OTHER_SIDE = {("/generate", "queue_full"), ("/generate-stream", "queue_full")}
 OWN_WORDS = {("/edit", "deadline_exceeded")}
-METRICS = Metrics(lambda: Health(state="ready", model="painter"), Stats)
 LONG = "the value 99999 is over the limit of 10; make it smaller. " * 100
 
 
 @pytest.fixture(scope="module")
 def endpoints() -> Iterator[list[Endpoint]]:
     with ImageIntake(IntakeOptions()) as intake:
-        app = create_app(
-            Painter(),
-            CATALOG,
-            lambda: Health(state="ready", model="painter"),
-            ApiOptions(),
-            intake=intake,
-            admit=lambda: None,
-            files=FileStore(FileOptions(folder=Path("never made"))),
-            metrics=METRICS,
-        )
+        app = unserved(intake)
         yield app.state.endpoints
 
 

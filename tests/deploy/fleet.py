@@ -1,6 +1,5 @@
 """A real fleet under Ray Serve on this machine, and callers that ask it many things at once."""
 
-import http.client
 import json
 import os
 import signal
@@ -10,34 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.api.serving import Answer, Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BATCH, MAX_QUEUE = 4, 40
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        return "ok" if self.status == 200 else str(self.json()["code"])
-
-
-class Fleet:
+class Fleet(Client):
     """``process`` is ``benchmarks.ray_server``; one line asked, one line answered."""
 
     def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+        super().__init__(port, timeout=180)
         self._process = process
-        self.port = port
 
     def _tell(self, line: str) -> str:
         assert self._process.stdin is not None
@@ -70,24 +56,8 @@ class Fleet:
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
-    def run(self, wishes: object, headers: dict[str, str] | None = None) -> Answer:
-        return self.post("/run", json.dumps({"input": wishes}).encode(), headers)
-
     def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> Answer:
         return self.request("POST", path, body, {"Content-Type": "application/json"} | (headers or {}))
-
-    def request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            content = response.read()
-            named = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, named, content)
-        finally:
-            connection.close()
 
 
 @contextmanager

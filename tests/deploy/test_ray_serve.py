@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.api.serving import png, text
-from tests.deploy.fleet import MAX_QUEUE, Answer, Fleet, running_fleet
+from tests.api.serving import Answer, png, text
+from tests.deploy.fleet import MAX_QUEUE, Fleet, running_fleet
 
 pytestmark = pytest.mark.ray
 
@@ -50,7 +50,7 @@ def ask(fleet: Fleet, number: int) -> Answer:
     """One in ten asks for events, one for what no model does, one for a LoRA that cannot be read."""
     kind = number % 10
     if kind == 7:
-        return fleet.run(wishes(number), EVENTS)
+        return fleet.run(wishes(number), headers=EVENTS)
     if kind == 8:
         return fleet.run(wishes(number) | {"num_inference_steps": 0.5})
     if kind == 9:
@@ -135,7 +135,7 @@ def test_a_row_that_fails_fails_alone_and_its_error_is_whole(fleet: Fleet) -> No
 
 def test_every_step_is_told(fleet: Fleet) -> None:
     """Through the replica, the handle, the ingress and the proxy, none of which may gather them."""
-    answer = fleet.run(wishes(2) | {"num_inference_steps": 4}, EVENTS)
+    answer = fleet.run(wishes(2) | {"num_inference_steps": 4}, headers=EVENTS)
     names = [piece.partition(b"\n")[0] for piece in answer.body.split(b"\n\n") if piece]
     told = [
         json.loads(piece.partition(b"data: ")[2])
